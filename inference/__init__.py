@@ -1,0 +1,1 @@
+"""Data to belief, one file per procedure."""

@@ -1,0 +1,1 @@
+"""Anything with a density or a network: task models (Pyro programs), networks, policies, critics."""

@@ -1,0 +1,166 @@
+"""Distributions that torch and Pyro lack, and the numerics that need care."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, constraints, kl_divergence, register_kl
+
+
+class OneRow(TorchDistribution):
+    """The same distribution with batch ``[*S, B, 1]`` instead of ``[*S, B]``: a task latent beside a datum axis.
+
+    torch distributions cannot grow a batch axis on the right; this one delegates and moves the axis in and out.
+    """
+
+    arg_constraints: dict = {}
+
+    def __init__(self, base: Distribution) -> None:
+        self.base = base
+        super().__init__(torch.Size((*base.batch_shape, 1)), base.event_shape, validate_args=False)
+
+    @property
+    def _axis(self) -> int:
+        return -1 - len(self.event_shape)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.base.has_rsample
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return self.base.support  # type: ignore[return-value]
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean.unsqueeze(self._axis)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.base.variance.unsqueeze(self._axis)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "OneRow":
+        batch_shape = torch.Size(batch_shape)
+        if batch_shape[-1:] != (1,):
+            raise ValueError(f"OneRow: the last batch axis is a single row, got {tuple(batch_shape)}")
+        return OneRow(self.base.expand(batch_shape[:-1]))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.base.sample(sample_shape).unsqueeze(self._axis)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.base.rsample(sample_shape).unsqueeze(self._axis)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.base.log_prob(value.squeeze(self._axis)).unsqueeze(-1)
+
+
+@register_kl(OneRow, OneRow)
+def _kl_one_row(p: OneRow, q: OneRow) -> Tensor:
+    return kl_divergence(p.base, q.base).unsqueeze(-1)
+
+
+class TanhNormal(TorchDistribution):
+    """``tanh(u)`` with ``u`` diagonal normal: actions in (-1, 1), event ``[A]``.
+
+    The log-determinant is ``log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))``, stable for any ``u`` (the form of
+    the reference implementations, ``log(1 - a^2 + 1e-6)``, is biased near the bounds).
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "log_std": constraints.real_vector}
+    support = constraints.independent(constraints.interval(-1.0, 1.0), 1)
+    has_rsample = True
+
+    def __init__(self, loc: Float[Tensor, "*b A"], log_std: Float[Tensor, "*b A"]) -> None:
+        self.loc, self.log_std = torch.broadcast_tensors(loc, log_std)
+        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        """``tanh`` of the mean: the deterministic action (the mode of ``u``, not of ``tanh(u)``)."""
+        return self.loc.tanh()
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "TanhNormal":
+        shape = (*batch_shape, *self.event_shape)
+        return TanhNormal(self.loc.expand(shape), self.log_std.expand(shape))
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self._draw(sample_shape).tanh()
+
+    def rsample_with_log_prob(self) -> tuple[Tensor, Tensor]:
+        """A reparameterised action and its log-probability, without inverting ``tanh``."""
+        noise = torch.randn_like(self.loc)
+        u = self.loc + self.log_std.exp() * noise
+        normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return u.tanh(), (normal - tanh_log_det(u)).sum(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        eps = torch.finfo(value.dtype).eps
+        u = value.clamp(-1 + eps, 1 - eps).atanh()
+        z = (u - self.loc) * (-self.log_std).exp()
+        normal = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return (normal - tanh_log_det(u)).sum(-1)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + self.log_std.exp() * noise
+
+
+def tanh_log_det(u: Tensor) -> Tensor:
+    """``log d tanh(u)/du``, elementwise and finite for every finite ``u``."""
+    return 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+
+
+class Cells(TorchDistribution):
+    """A mixture of uniform boxes of one size (or, where ``cell`` is 0, of point masses) on given centres.
+
+    Batch ``[B]``, event ``[D]``; ``points [B, G, D]``, ``log_weights [B, G]`` up to a constant, ``cell [D]`` >= 0.
+    ``log_prob`` takes the weight of the nearest centre and, for boxes, divides by their volume: the density of a
+    regular grid. Centres of one task must be distinct.
+    """
+
+    arg_constraints: dict = {}
+    has_rsample = False
+
+    def __init__(self, points: Float[Tensor, "B G D"], log_weights: Float[Tensor, "B G"], cell: Float[Tensor, "D"]):
+        self.points, self.cell = points, cell
+        self.log_weights = log_weights.log_softmax(-1)
+        super().__init__(points.shape[:1], points.shape[-1:], validate_args=False)
+
+    support = constraints.real_vector
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.log_weights.exp().unsqueeze(-1) * self.points).sum(-2)
+
+    @property
+    def variance(self) -> Tensor:
+        centred = (self.points - self.mean.unsqueeze(-2)).square()
+        return (self.log_weights.exp().unsqueeze(-1) * centred).sum(-2) + self.cell.square() / 12.0
+
+    def entropy(self) -> Tensor:
+        """Nats; differential where the boxes have volume."""
+        weights = self.log_weights.exp()
+        return -torch.where(weights > 0, weights * self.log_weights, weights.new_zeros(())).sum(-1) + self._log_volume
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        count = torch.Size(sample_shape).numel()
+        index = torch.multinomial(self.log_weights.exp(), count, replacement=True)  # [B, count]
+        draws = self.points.gather(1, index.unsqueeze(-1).expand(-1, -1, self.points.shape[-1]))
+        draws = draws + (torch.rand_like(draws) - 0.5) * self.cell
+        return draws.transpose(0, 1).reshape(*sample_shape, *self.points.shape[:1], self.points.shape[-1])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        scale = torch.where(self.cell > 0, self.cell, torch.ones_like(self.cell))
+        distance = ((value.unsqueeze(-2) - self.points) / scale).abs().amax(-1)  # [*S, B, G]
+        nearest, index = distance.min(-1)
+        weights = self.log_weights.expand(distance.shape).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        inside = torch.where((self.cell > 0).all(), nearest <= 0.5 + 1e-4, nearest < 1e-6)
+        return torch.where(inside, weights - self._log_volume, weights.new_tensor(-torch.inf))
+
+    @property
+    def _log_volume(self) -> Tensor:
+        return torch.where(self.cell > 0, self.cell, torch.ones_like(self.cell)).log().sum()
