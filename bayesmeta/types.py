@@ -2,17 +2,17 @@
 
 One letter means one thing everywhere:
 
-======  ================================================================
-``B``   tasks (the batch axis of everything)
-``N``   data of one task, in no particular order
-``T``   time steps of one task, in order
-``S A`` observation and action dimensions
-``X Y`` input and target dimensions of a datum
-``D``   task latent
-``Z``   what a policy is conditioned on
-``M``   task parameters (the truth a family samples)
-``K``   episodes
-======  ================================================================
+=======  ================================================================
+``B``    tasks (the batch axis of everything)
+``N``    data of one task, in no particular order
+``T``    time steps of one task, in order
+``S A``  observation and action dimensions
+``X Y``  input and target dimensions of a datum
+``D``    task latent
+``Z``    what a policy is conditioned on
+``M``    task parameters (the truth a family samples)
+``K``    episodes
+=======  ================================================================
 
 In reinforcement learning the input of a datum is ``(s, a)`` and its target ``r`` (or ``(r, s')``), so the supervised
 and the reinforcement problem share one inference type.
@@ -77,12 +77,14 @@ class Transitions:
 
     ``obs [B, T, S]``, ``action [B, T, A]`` in [-1, 1], ``reward [B, T]``, ``next_obs [B, T, S]``; ``terminated [B, T]``
     marks a true end of the MDP (no bootstrapping), ``boundary [B, T]`` the last step of an episode for any reason, and
-    ``mask [B, T]`` the real steps.
+    ``mask [B, T]`` the real steps. ``training_reward [B, T]`` is what a learner maximises: the reward, or a shaped one
+    with an exploration bonus; inference and evaluation never see it.
     """
 
     obs: Float[Tensor, "B T S"]
     action: Float[Tensor, "B T A"]
     reward: Float[Tensor, "B T"]
+    training_reward: Float[Tensor, "B T"]
     next_obs: Float[Tensor, "B T S"]
     terminated: Bool[Tensor, "B T"]
     boundary: Bool[Tensor, "B T"]
@@ -99,7 +101,7 @@ class Transitions:
 
     def returns(self) -> Float[Tensor, "B"]:
         """Undiscounted sum of the real rewards of each task."""
-        return (self.reward * self.mask).sum(-1)
+        return self.reward.masked_fill(~self.mask, 0.0).sum(-1)
 
 
 def map_tensors(record: Record, fn: Callable[[Tensor], Tensor]) -> Record:
@@ -174,7 +176,11 @@ class Belief(Protocol):
 
 @runtime_checkable
 class Inference(Protocol):
-    """Data to belief. ``init`` is the prior, ``update`` is pure: neither stores anything about a task."""
+    """Data to belief. ``init`` is the prior, ``update`` is pure: neither stores anything about a task.
+
+    Procedures that get them together also offer ``scan(belief, data)``, the beliefs at every prefix of the data as one
+    belief of batch ``(N + 1) B``: row ``n B + b`` is task ``b`` after its first ``n`` rows.
+    """
 
     def init(self, batch: int) -> Any:
         """The prior belief of ``batch`` tasks."""
@@ -206,6 +212,7 @@ class SupervisedFamily(TaskFamily, Protocol):
         ...
 
 
+@runtime_checkable
 class TaskEnv(Protocol):
     """A ``gymnasium.vector.VectorEnv`` in which row ``b`` is task ``b``; tensors in, tensors out, no autoreset.
 
@@ -239,8 +246,8 @@ class Explorer:
     ``policy(obs, z)`` acts; ``reads`` says what of the belief becomes ``z`` (a posterior draw, its mean, or mean and
     log standard deviation); ``redraw`` is the number of episodes between redraws of ``z`` (0 = every step);
     ``deterministic`` takes the policy's mode instead of a draw; ``window`` keeps only the last so many transitions
-    for inference (None = all); ``bonus(belief_before, belief_after, transitions) -> [B, T]`` is added to the reward
-    that the learner sees, never to the one that is reported.
+    for inference (None = all); the first ``prior_episodes`` episodes of a trial draw ``z`` from the prior whatever has
+    been seen; ``bonus(belief_before, belief_after, transitions) -> [B, T]`` is added to an episode's training reward.
     """
 
     policy: Callable[..., Any]
@@ -248,6 +255,7 @@ class Explorer:
     redraw: int = 1
     deterministic: bool = False
     window: int | None = None
+    prior_episodes: int = 1
     bonus: Callable[..., Tensor] | None = None
 
     def latent(self, belief: Belief) -> Float[Tensor, "B Z"]:

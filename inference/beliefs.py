@@ -28,6 +28,22 @@ class DiagonalGaussian:
 
 
 @dataclass(frozen=True)
+class FactorsOnly:
+    """The published PEARL product: evidence without the prior, read as N(0, I) while there is none.
+
+    ``information [B, D]``, ``precision [B, D]`` >= 0; a precision of exactly 0 means no data yet.
+    """
+
+    information: Float[Tensor, "B D"]
+    precision: Float[Tensor, "B D"]
+
+    @property
+    def posterior(self) -> Distribution:
+        precision = torch.where(self.precision > 0, self.precision, torch.ones_like(self.precision))
+        return DiagonalGaussian(self.information, precision).posterior
+
+
+@dataclass(frozen=True)
 class FullGaussian:
     """Gaussian with a full precision matrix in natural parameters.
 
@@ -39,8 +55,13 @@ class FullGaussian:
 
     @property
     def posterior(self) -> Distribution:
-        mean = torch.cholesky_solve(self.information.unsqueeze(-1), torch.linalg.cholesky(self.precision)).squeeze(-1)
-        return dist.MultivariateNormal(mean, precision_matrix=self.precision, validate_args=False)
+        # The covariance's Cholesky factor from one of the precision's, read backwards: P = U U^T with U upper
+        # triangular, so that cov = U^-T U^-1 with U^-T lower triangular.
+        upper = torch.linalg.cholesky(self.precision.flip(-2, -1)).flip(-2, -1)
+        eye = torch.eye(self.precision.shape[-1], dtype=upper.dtype, device=upper.device)
+        scale_tril = torch.linalg.solve_triangular(upper, eye, upper=True).mT
+        mean = (scale_tril @ (scale_tril.mT @ self.information.unsqueeze(-1))).squeeze(-1)
+        return dist.MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
 
 
 @dataclass(frozen=True)

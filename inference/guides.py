@@ -1,29 +1,61 @@
 """An inference procedure as a Pyro guide."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pyro
 import torch
+from jaxtyping import Float
+from pyro.infer import ELBO, RenyiELBO
+from pyro.infer.util import get_dependent_plate_dims, torch_sum
+from torch import Tensor
+from torch.distributions import Distribution
 
 from bayesmeta.models.distributions import OneRow
-from bayesmeta.types import Belief, Context, Inference
+from bayesmeta.types import Context, Inference
 
 
-def posterior_guide(belief: Belief, batch: int, kl_weight: float = 1.0) -> torch.Tensor:
-    """The guide's statement for a belief already computed: site ``z`` with batch ``[B, 1]``, event ``[D]``."""
-    with pyro.plate("task", batch, dim=-2), pyro.poutine.scale(scale=kl_weight):
-        return pyro.sample("z", OneRow(belief.posterior))
+def elbo_loss(elbo: ELBO, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Float[Tensor, ""]:
+    """Minus the ELBO of any of Pyro's ELBO objects as a differentiable scalar, without the global parameter store.
+
+    Pyro's Renyi bound only writes gradients of parameters in its store; here it is the same bound with the gradient by
+    reparameterisation (Li and Turner 2016, equations 14 and 18), so the guide must be reparameterised.
+    """
+    if isinstance(elbo, RenyiELBO):
+        return _renyi_loss(elbo, model, guide, *args)
+    return elbo.differentiable_loss(model, guide, *args)
 
 
-def guide(inference: Inference, kl_weight: float = 1.0) -> Callable[..., torch.Tensor]:
+def _renyi_loss(elbo: RenyiELBO, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
+    """``-log mean_k w_k^(1 - alpha) / (1 - alpha)``, with one weight per task where tasks are a common plate."""
+    weights = []
+    for model_trace, guide_trace in elbo._get_traces(model, guide, args, {}):
+        sites = [(1.0, site) for site in model_trace.nodes.values()] + [
+            (-1.0, site) for site in guide_trace.nodes.values()
+        ]
+        sites = [(sign, site) for sign, site in sites if site["type"] == "sample"]
+        dims = get_dependent_plate_dims([site for _, site in sites])
+        weights.append(sum(sign * torch_sum(site["log_prob"], dims) for sign, site in sites))
+    log_weights = (1.0 - elbo.alpha) * (weights[0] if elbo.vectorize_particles else torch.stack(weights))
+    bound = (log_weights.logsumexp(0) - math.log(elbo.num_particles)) / (1.0 - elbo.alpha)
+    return -bound.sum()
+
+
+def posterior_guide(posterior: Distribution, kl_weight: float = 1.0) -> Tensor:
+    """The guide's statement for a posterior of batch ``[B]``: site ``z`` with batch ``[B, 1]``, event ``[D]``."""
+    with pyro.plate("task", posterior.batch_shape[0], dim=-2), pyro.poutine.scale(scale=kl_weight):
+        return pyro.sample("z", OneRow(posterior))
+
+
+def guide(inference: Inference, kl_weight: float = 1.0) -> Callable[..., Tensor]:
     """The guide ``q(z | data)`` of a procedure, for the programs of :mod:`bayesmeta.models.task_model`.
 
     Gradients flow through the belief into the procedure's parameters. Extra arguments of the model are ignored.
     """
 
-    def program(data: Context, **_: Any) -> torch.Tensor:
+    def program(data: Context, **_: Any) -> Tensor:
         belief = inference.update(inference.init(data.batch), data)
-        return posterior_guide(belief, data.batch, kl_weight)
+        return posterior_guide(belief.posterior, kl_weight)
 
     return program

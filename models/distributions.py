@@ -1,6 +1,7 @@
 """Distributions that torch and Pyro lack, and the numerics that need care."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,17 +43,17 @@ class OneRow(TorchDistribution):
     def variance(self) -> Tensor:
         return self.base.variance.unsqueeze(self._axis)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "OneRow":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "OneRow":
         batch_shape = torch.Size(batch_shape)
         if batch_shape[-1:] != (1,):
             raise ValueError(f"OneRow: the last batch axis is a single row, got {tuple(batch_shape)}")
         return OneRow(self.base.expand(batch_shape[:-1]))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return self.base.sample(sample_shape).unsqueeze(self._axis)
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.base.sample(torch.Size(sample_shape)).unsqueeze(self._axis)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return self.base.rsample(sample_shape).unsqueeze(self._axis)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.base.rsample(torch.Size(sample_shape)).unsqueeze(self._axis)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.base.log_prob(value.squeeze(self._axis)).unsqueeze(-1)
@@ -83,11 +84,11 @@ class TanhNormal(TorchDistribution):
         """``tanh`` of the mean: the deterministic action (the mode of ``u``, not of ``tanh(u)``)."""
         return self.loc.tanh()
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "TanhNormal":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "TanhNormal":
         shape = (*batch_shape, *self.event_shape)
         return TanhNormal(self.loc.expand(shape), self.log_std.expand(shape))
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self._draw(sample_shape).tanh()
 
     def rsample_with_log_prob(self) -> tuple[Tensor, Tensor]:
@@ -104,8 +105,10 @@ class TanhNormal(TorchDistribution):
         normal = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         return (normal - tanh_log_det(u)).sum(-1)
 
-    def _draw(self, sample_shape: torch.Size) -> Tensor:
-        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+    def _draw(self, sample_shape: Sequence[int]) -> Tensor:
+        noise = torch.randn(
+            self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
+        )
         return self.loc + self.log_std.exp() * noise
 
 
@@ -117,7 +120,7 @@ def tanh_log_det(u: Tensor) -> Tensor:
 class Cells(TorchDistribution):
     """A mixture of uniform boxes of one size (or, where ``cell`` is 0, of point masses) on given centres.
 
-    Batch ``[B]``, event ``[D]``; ``points [B, G, D]``, ``log_weights [B, G]`` up to a constant, ``cell [D]`` >= 0.
+    Batch ``[*b]``, event ``[D]``; ``points [*b, G, D]``, ``log_weights [*b, G]`` up to a constant, ``cell [D]`` >= 0.
     ``log_prob`` takes the weight of the nearest centre and, for boxes, divides by their volume: the density of a
     regular grid. Centres of one task must be distinct.
     """
@@ -125,12 +128,16 @@ class Cells(TorchDistribution):
     arg_constraints: dict = {}
     has_rsample = False
 
-    def __init__(self, points: Float[Tensor, "B G D"], log_weights: Float[Tensor, "B G"], cell: Float[Tensor, "D"]):
+    def __init__(self, points: Float[Tensor, "*b G D"], log_weights: Float[Tensor, "*b G"], cell: Float[Tensor, "D"]):
         self.points, self.cell = points, cell
         self.log_weights = log_weights.log_softmax(-1)
-        super().__init__(points.shape[:1], points.shape[-1:], validate_args=False)
+        super().__init__(points.shape[:-2], points.shape[-1:], validate_args=False)
 
     support = constraints.real_vector
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Cells":
+        points = self.points.expand(*batch_shape, *self.points.shape[-2:])
+        return Cells(points, self.log_weights.expand(points.shape[:-1]), self.cell)
 
     @property
     def mean(self) -> Tensor:
@@ -146,12 +153,13 @@ class Cells(TorchDistribution):
         weights = self.log_weights.exp()
         return -torch.where(weights > 0, weights * self.log_weights, weights.new_zeros(())).sum(-1) + self._log_volume
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         count = torch.Size(sample_shape).numel()
-        index = torch.multinomial(self.log_weights.exp(), count, replacement=True)  # [B, count]
-        draws = self.points.gather(1, index.unsqueeze(-1).expand(-1, -1, self.points.shape[-1]))
+        weights = self.log_weights.exp()
+        index = torch.multinomial(weights.flatten(0, -2), count, replacement=True).reshape(*self.batch_shape, count, 1)
+        draws = self.points.gather(-2, index.expand(*self.batch_shape, count, self.points.shape[-1]))
         draws = draws + (torch.rand_like(draws) - 0.5) * self.cell
-        return draws.transpose(0, 1).reshape(*sample_shape, *self.points.shape[:1], self.points.shape[-1])
+        return draws.movedim(-2, 0).reshape(*sample_shape, *self.batch_shape, self.points.shape[-1])
 
     def log_prob(self, value: Tensor) -> Tensor:
         scale = torch.where(self.cell > 0, self.cell, torch.ones_like(self.cell))

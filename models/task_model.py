@@ -21,6 +21,10 @@ from bayesmeta.models.distributions import OneRow
 from bayesmeta.types import Context
 
 
+# Without it Pyro copies a program's learned parameters into its global store, where two models of one class collide.
+_own_parameters = pyro.settings.context(module_local_params=True)
+
+
 class TaskModel(PyroModule):
     r"""``p(z) \prod_n p(y_n | x_n, z)`` for each task: the user writes ``prior`` and ``likelihood``.
 
@@ -40,12 +44,14 @@ class TaskModel(PyroModule):
         """
         raise NotImplementedError(f"{type(self).__name__} needs `likelihood(z, data)`, a distribution with event [Y]")
 
+    @_own_parameters
     def forward(self, data: Context, *, observe: bool = True) -> Float[Tensor, "*S B 1 D"]:
         """The Pyro program. With ``observe=False`` the targets are drawn instead (site ``y``)."""
         with pyro.plate("task", data.batch, dim=-2):
             z = pyro.sample("z", OneRow(self.prior(data.batch)))
-            with pyro.plate("datum", data.size, dim=-1), pyro.poutine.mask(mask=data.mask):
-                pyro.sample("y", self.likelihood(z, data), obs=data.y if observe else None)
+            if data.size:  # Pyro has no empty plates
+                with pyro.plate("datum", data.size, dim=-1), pyro.poutine.mask(mask=data.mask):
+                    pyro.sample("y", self.likelihood(z, data), obs=data.y if observe else None)
         return z
 
     def log_prior(self, z: Float[Tensor, "*S B D"]) -> Float[Tensor, "*S B"]:
@@ -83,6 +89,7 @@ class FactorModel(PyroModule):
         self.factor = factor
         self.kl_weight = kl_weight
 
+    @_own_parameters
     def forward(self, batch: int, data: Any) -> Float[Tensor, "B 1 D"]:
         """The Pyro program of ``batch`` tasks; ``data`` is handed to ``factor`` as it is."""
         with pyro.plate("task", batch, dim=-2):
@@ -90,4 +97,3 @@ class FactorModel(PyroModule):
                 z = pyro.sample("z", OneRow(self.prior(batch)))
             pyro.factor("optimality", self.factor(z.squeeze(-2), data).unsqueeze(-1))
         return z
-

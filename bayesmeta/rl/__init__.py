@@ -1,1 +1,1 @@
-
+"""Reinforcement-learning losses: pure functions, batched over tasks."""

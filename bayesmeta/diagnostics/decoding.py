@@ -1,0 +1,113 @@
+"""What a latent without ground truth knows: the true task parameters decoded from it on held-out tasks.
+
+A learned latent has no true value, but the task does. For every context size, ridge regression of the true parameters
+on the posterior mean, fitted on other tasks than it is judged on, shows how much of the task the belief identifies by
+then. Where the family's exact posterior is known, its mean is the best any procedure can do with the same data:
+
+    RMSE(n) = sqrt( mean over tasks of || decoded or exact posterior mean after n data - true parameters ||^2 ).
+"""
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+
+from bayesmeta.diagnostics.results import parameters
+from bayesmeta.types import Context, Inference
+
+FOLDS = 5
+_PENALTIES = np.logspace(-4, 4, 25)
+_MAX_PRODUCTS = 100  # features of the quadratic probe at most
+_ROWS = 1 << 10  # rows of context given to an exact posterior at once: grids need much memory per row
+
+
+def decode(tree: xr.DataTree) -> xr.Dataset:
+    """Cross-fitted predictions of the task parameters from the posterior means: ``mean [context_step, task, param]``.
+
+    Raises ValueError for fewer tasks than twice the number of folds.
+    """
+    means = tree["fit_stats"]["mean"]
+    names, truth = parameters(tree)
+    predictions = [cross_fitted(mean, truth) for mean in means.values.astype(float)]
+    coordinates = {"context_step": means["context_step"], "task": means["task"], "param": list(names)}
+    return xr.Dataset({"mean": (("context_step", "task", "param"), np.stack(predictions))}, coordinates)
+
+
+def cross_fitted(features: Float[np.ndarray, "B F"], targets: Float[np.ndarray, "B M"]) -> Float[np.ndarray, "B M"]:
+    """Predictions for every task by :func:`probe` fitted on the other folds.
+
+    Tasks with the same parameters share a fold, so that none is judged by a probe that was fitted on itself, unless there
+    are only a few different ones (directions, say).
+    """
+    if len(features) < 2 * FOLDS:
+        raise ValueError(f"cross_fitted: expected at least {2 * FOLDS} tasks for {FOLDS} folds, got {len(features)}")
+    _, task = np.unique(targets, axis=0, return_inverse=True)
+    fold = (task.reshape(-1) if task.max() + 1 >= 2 * FOLDS else np.arange(len(features))) % FOLDS
+    predictions = np.empty_like(targets, dtype=float)
+    for held_out in range(FOLDS):
+        fit, test = fold != held_out, fold == held_out
+        predictions[test] = probe(features[fit], targets[fit], features[test])
+    return predictions
+
+
+def probe(
+    features: Float[np.ndarray, "F D"], targets: Float[np.ndarray, "F M"], new: Float[np.ndarray, "T D"]
+) -> Float[np.ndarray, "T M"]:
+    """Ridge regression, linear or quadratic in the features, whichever has the lower leave-one-out error."""
+    both = np.concatenate([features, new])
+    products = [both[:, i] * both[:, j] for i in range(both.shape[1]) for j in range(i, both.shape[1])]
+    designs = [both, np.column_stack([both, *products])] if len(products) <= _MAX_PRODUCTS else [both]
+    count = len(features)
+    fits = [_ridge(design[:count], targets, design[count:]) for design in designs]
+    return min(fits, key=lambda fit: fit[0])[1]
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> tuple[float, np.ndarray]:
+    """Leave-one-out error at the best penalty, and the predictions there. Constant features are left out."""
+    centre, scale, offset = x.mean(0), x.std(0), y.mean(0)
+    varying = scale > 1e-9 * (1 + np.abs(centre))
+    x, new = ((part - centre)[:, varying] / scale[varying] for part in (x, new))
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    rotated = u.T @ (y - offset)
+    best: tuple[float, np.ndarray] | None = None
+    for penalty in _PENALTIES:
+        shrink = s**2 / (s**2 + penalty)
+        leverage = (u**2) @ shrink + 1 / len(x)
+        residual = (y - offset - u @ (shrink[:, None] * rotated)) / np.maximum(1 - leverage, 1e-6)[:, None]
+        error = float((residual**2).mean())
+        if best is None or error < best[0]:
+            best = error, new @ (vt.T @ ((s / (s**2 + penalty))[:, None] * rotated)) + offset
+    assert best is not None
+    return best
+
+
+@torch.no_grad()
+def exact_curve(exact: Inference, context: Context, tree: xr.DataTree) -> xr.Dataset:
+    """Mean and standard deviation of the exact posterior of the task parameters at the context sizes of the results.
+
+    ``exact`` is a filter (``update`` twice equals ``update`` once) over the task parameters in their order.
+    """
+    steps = tree["posterior"]["context_step"].values
+    per_chunk = max(1, _ROWS // max(1, context.size))
+    chunks = []
+    for start in range(0, context.batch, per_chunk):
+        rows = slice(start, start + per_chunk)
+        part = Context(context.x[rows], context.y[rows], context.mask[rows])
+        belief, seen, moments = exact.init(part.batch), 0, []
+        for step in steps.tolist():
+            belief, seen = exact.update(belief, part.rows(seen, step)) if step > seen else belief, step
+            posterior = belief.posterior
+            moments.append(torch.stack([posterior.mean, posterior.variance.sqrt()]))
+        chunks.append(torch.stack(moments, 1))
+    mean, sd = torch.cat(chunks, 2).cpu().numpy()
+    dims = ("context_step", "task", "param")
+    return xr.Dataset(
+        {"mean": (dims, mean), "sd": (dims, sd)},
+        {"context_step": steps, "task": tree["posterior"]["task"], "param": list(parameters(tree)[0])},
+    )
+
+
+def squared_errors(tree: xr.DataTree, group: str) -> Float[np.ndarray, "C B"]:
+    """Squared distance of a group's ``mean`` from the true parameters, per context size and task."""
+    _, truth = parameters(tree)
+    return ((tree[group]["mean"].values - truth) ** 2).sum(-1)

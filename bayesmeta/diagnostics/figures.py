@@ -1,0 +1,203 @@
+"""The figures of a report that any family has, each from the results alone."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from bayesmeta.diagnostics.decoding import squared_errors
+from bayesmeta.diagnostics.information import ACTIVE_NATS, active_dimensions
+from bayesmeta.diagnostics.intervals import bootstrap_interval
+from bayesmeta.diagnostics.plotting import (
+    COLOURS,
+    EXACT,
+    LEARNED,
+    MUTED,
+    REFERENCE,
+    band,
+    context_axis,
+    ordered,
+    panel,
+)
+from bayesmeta.diagnostics.results import attribute, parameters
+
+_DIMENSIONS = 6  # latent dimensions drawn at most, those with the most information
+_REFERENCE_NAMES = {"oracle": "oracle: told the task", "still": "standing still", "upper_bound": "upper bound"}
+
+
+def adaptation(tree: xr.DataTree) -> Figure:
+    """Return of every adaptation episode, with the reference lines that the family knows."""
+    group = tree["trajectory"].dataset
+    returns = group["return"].values
+    episodes = group["episode"].values
+    figure, axes = panel()
+    jitter = np.random.default_rng(0).uniform(-0.12, 0.12, returns.shape)
+    axes.scatter(episodes + jitter, returns, s=7, color=MUTED, alpha=0.35, linewidths=0, label="one task")
+    band(axes, episodes, returns.mean(0), bootstrap_interval(returns), LEARNED, "mean, 95 % interval")
+    for name, values in references(group).items():
+        style = {"oracle": (REFERENCE, "-"), "upper_bound": (REFERENCE, "--")}.get(name, (EXACT, ":"))
+        axes.axhline(values.mean(), color=style[0], linestyle=style[1], label=_REFERENCE_NAMES.get(name, name))
+    axes.set(xlabel="adaptation episode", ylabel="return (sum of rewards)", title="Return as the agent adapts")
+    axes.set_xticks(episodes)
+    axes.legend(loc="best")
+    return figure
+
+
+def references(group: xr.Dataset) -> dict[str, np.ndarray]:
+    """Reference returns per task by name."""
+    prefix = "reference_"
+    return {str(n).removeprefix(prefix): v.values for n, v in group.data_vars.items() if str(n).startswith(prefix)}
+
+
+def learned_and_exact(tree: xr.DataTree) -> Figure:
+    """Error of the decoded parameters against context size, beside the exact posterior's where it is known."""
+    steps = tree["posterior"]["context_step"].values.tolist()
+    names, truth = parameters(tree)
+    figure, axes = panel()
+    for group, colour, label in (("decoded", LEARNED, "learned belief, decoded"), ("exact", EXACT, "exact posterior")):
+        if group in tree.children:
+            errors = squared_errors(tree, group)
+            interval = [np.sqrt(end) for end in bootstrap_interval(errors.T)]
+            band(axes, steps, np.sqrt(errors.mean(1)), interval, colour, label)
+    if "exact" in tree.children:
+        spread = np.sqrt((tree["exact"]["sd"].values ** 2).sum(-1).mean(1))
+        axes.plot(steps, spread, color=EXACT, linestyle=":", label="exact posterior's own sd")
+    prior = np.sqrt(((truth - truth.mean(0)) ** 2).sum(1).mean())
+    axes.axhline(prior, color=MUTED, linewidth=1, linestyle="--", label="knowing nothing")
+    axes.set_yscale("log")
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    axes.set(ylabel=f"RMSE of ({shown})", title="What is known of the task")
+    context_axis(axes, steps, attribute(tree, "horizon", 0))
+    axes.legend(loc="lower left")
+    return figure
+
+
+def most_active(tree: xr.DataTree) -> list[int]:
+    """The latent dimensions with the most information after all data, at most six; by contraction if it is unknown."""
+    stats = tree["fit_stats"].dataset
+    kl = stats["kl"].values[-1].mean(0)
+    score = stats["contraction"].values[-1].mean(0) if np.isnan(kl).any() else kl
+    return np.argsort(-score)[:_DIMENSIONS].tolist()
+
+
+def per_dimension(tree: xr.DataTree, variable: str, title: str, ylabel: str) -> Figure:
+    """A statistic of each latent dimension against context size."""
+    steps = tree["posterior"]["context_step"].values.tolist()
+    values = tree["fit_stats"][variable].values
+    low, high = bootstrap_interval(values.transpose(1, 0, 2))
+    figure, axes = panel()
+    for colour, d in zip(COLOURS, most_active(tree), strict=False):
+        band(axes, steps, values[:, :, d].mean(1), (low[:, d], high[:, d]), colour, f"z{d}")
+    if variable == "kl":
+        total = tree["fit_stats"]["kl_total"].values.mean(1)
+        axes.plot(steps, total, color=COLOURS[-1], linestyle="--", linewidth=1.3, label="all together")
+    axes.axhline(0, color=MUTED, linewidth=0.9)
+    axes.set(ylabel=ylabel, title=title)
+    context_axis(axes, steps, attribute(tree, "horizon", 0))
+    axes.legend(loc="upper left", ncols=2)
+    return figure
+
+
+def active(tree: xr.DataTree) -> Figure:
+    """Information in each latent dimension after all data, against the threshold of being active."""
+    kl = tree["fit_stats"]["kl"].values[-1]
+    mean, (low, high) = kl.mean(0), bootstrap_interval(kl)
+    colours = [LEARNED if on else MUTED for on in active_dimensions(kl)]
+    figure, axes = panel()
+    floor = ACTIVE_NATS / 10
+    error = np.stack([mean - low, high - mean])
+    axes.bar(np.arange(len(mean)), np.maximum(mean, floor), color=colours, width=0.62, yerr=error, ecolor="#323f4b")
+    axes.axhline(ACTIVE_NATS, color=EXACT, linestyle="--", linewidth=1.2, label=f"active above {ACTIVE_NATS} nat")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=floor)
+    axes.set_xticks(np.arange(len(mean)), [f"z{d}" for d in range(len(mean))])
+    axes.set(xlabel="latent dimension", ylabel="KL from the prior (nats)")
+    axes.set_title(f"{int(active_dimensions(kl).sum())} of {len(mean)} dimensions active")
+    axes.grid(False, axis="x")
+    axes.legend(loc="best")
+    return figure
+
+
+def prior_and_posterior(tree: xr.DataTree, tasks: int = 4) -> Figure:
+    """Densities of the prior and of a few tasks' posteriors after all data, one plot per latent dimension."""
+    dims = most_active(tree)
+    columns = min(3, len(dims))
+    rows = -(-len(dims) // columns)
+    figure = Figure((3.1 * columns, 2.3 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    posterior, prior = tree["posterior"]["z"].values[:, :, -1], tree["prior"]["z"].values
+    for axes, d in zip(grid.flat, dims, strict=False):
+        pooled = prior[..., d].ravel()[:4000]
+        for b in range(min(tasks, posterior.shape[2])):
+            axes.plot(*density(posterior[:, :, b, d].ravel()), color=COLOURS[b], linewidth=1.4, label=f"task {b}")
+        axes.fill_between(*density(pooled), color=MUTED, alpha=0.3, linewidth=0, label="prior")
+        axes.set(xlabel=f"z{d}", yticks=[])
+        axes.spines["left"].set_visible(False)
+        axes.grid(False)
+    for axes in grid.flat[len(dims) :]:
+        axes.set_visible(False)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.supylabel("density", fontsize=10)
+    return figure
+
+
+def density(draws: Float[np.ndarray, "S"], points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian kernel estimate with Silverman's bandwidth: where, and how dense."""
+    spread = min(draws.std(), (np.quantile(draws, 0.75) - np.quantile(draws, 0.25)) / 1.34) or draws.std() or 1e-3
+    width = 0.9 * spread * len(draws) ** -0.2
+    where = np.linspace(draws.min() - 3 * width, draws.max() + 3 * width, points)
+    kernels = np.exp(-0.5 * ((where[:, None] - draws) / width) ** 2)
+    return where, kernels.mean(1) / (width * np.sqrt(2 * np.pi))
+
+
+def latent_map(tree: xr.DataTree, columns: int = 4) -> Figure:
+    """Posterior means of all tasks in the plane of their two main directions, coloured by the true parameters."""
+    means = tree["fit_stats"]["mean"].values.astype(float)
+    steps = tree["posterior"]["context_step"].values
+    names, truth = parameters(tree)
+    planes, shares = principal_plane(means)
+    chosen = np.unique(np.linspace(1, len(steps) - 1, min(columns, len(steps) - 1)).round().astype(int))
+    rows = min(2, len(names))
+    figure = Figure((2.45 * len(chosen) + 0.9, 2.35 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, len(chosen), squeeze=False, sharex=True, sharey=True)
+    for m in range(rows):
+        for axes, c in zip(grid[m], chosen, strict=True):
+            points = axes.scatter(*planes[c].T, c=truth[:, m], s=16, cmap=colormaps["viridis"], linewidths=0)
+            if m == 0:
+                axes.set_title(f"after {steps[c]} data", fontsize=9.5)
+        figure.colorbar(points, ax=grid[m].tolist(), label=f"true {names[m]}", pad=0.01)
+    figure.supxlabel(f"main direction of the posterior mean ({100 * shares[0]:.0f} % of its variance)", fontsize=10)
+    figure.supylabel(f"second ({100 * shares[1]:.0f} %)", fontsize=10)
+    return figure
+
+
+def principal_plane(means: Float[np.ndarray, "C B D"]) -> tuple[Float[np.ndarray, "C B 2"], Float[np.ndarray, "2"]]:
+    """All means projected on the two main directions of those after all data, and the variance these explain."""
+    last = means[-1] - means[-1].mean(0)
+    _, s, vt = np.linalg.svd(last, full_matrices=False)
+    basis = np.zeros((2, means.shape[2]))
+    basis[: min(2, len(vt))] = vt[:2]
+    share = np.zeros(2)
+    share[: min(2, len(s))] = (s**2 / max((s**2).sum(), 1e-300))[:2]
+    return (means - means[-1].mean(0)) @ basis.T, share
+
+
+def learning(records: Sequence[Mapping], steps: Mapping[int, float]) -> Figure:
+    """Test return of each adaptation episode against training: iterations, or environment steps where known."""
+    iterations = [record["iteration"] for record in records]
+    known = all(iteration in steps for iteration in iterations)
+    x = [steps[i] / 1000 for i in iterations] if known else iterations
+    returns = np.array([record["returns"] for record in records])
+    error = np.array([record["standard_error"] for record in records])
+    figure, axes = panel()
+    for k, colour in enumerate(ordered(returns.shape[1])):
+        interval = (returns[:, k] - 1.96 * error[:, k], returns[:, k] + 1.96 * error[:, k])
+        band(axes, x, returns[:, k], interval, colour, f"episode {k + 1}")
+    axes.set(xlabel="environment steps (thousands)" if known else "iteration", ylabel="return on test tasks")
+    axes.set_title("Learning curve")
+    axes.legend(loc="best")
+    return figure

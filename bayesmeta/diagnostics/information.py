@@ -1,0 +1,93 @@
+r"""What data did to a belief: contraction and information gained, in nats, per latent dimension.
+
+For a posterior ``q`` and the prior ``p`` of the same procedure, per task:
+
+    contraction_d = 1 - Var_q[z_d] / Var_p[z_d]        1 = the dimension is known, 0 = nothing was learned, below 0 = the
+                                                       belief is wider than the prior (never clipped: it is a symptom)
+    kl_d          = KL(q(z_d) || p(z_d))               of the marginals; sums to the total where both factorise
+    kl_total      = KL(q(z) || p(z))
+
+A dimension is active if its mean KL over tasks exceeds 0.01 nat (Burda, Grosse and Salakhutdinov 2016 use a variance;
+the KL has a unit).
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
+
+from bayesmeta.models.distributions import Cells
+
+ACTIVE_NATS = 0.01
+
+
+def contraction(posterior: Distribution, prior: Distribution) -> Float[Tensor, "B D"]:
+    """``1 - Var_q / Var_p`` of every coordinate, with the prior's exact variance."""
+    return 1.0 - posterior.variance / prior.variance
+
+
+def total_kl(posterior: Distribution, prior: Distribution, draws: Float[Tensor, "S B D"]) -> Float[Tensor, "B"]:
+    """``KL(q || p)``: in closed form where there is one, else the mean of ``log q - log p`` over draws of ``q``.
+
+    NaN where either has no density, so that the divergence is not defined: point masses and particles.
+    """
+    if isinstance(posterior, Cells) and isinstance(prior, Cells):
+        if not torch.equal(posterior.points, prior.points):
+            return draws.new_full(draws.shape[1:2], torch.nan)
+        return _discrete_kl(posterior.log_weights, prior.log_weights)
+    try:
+        return kl_divergence(posterior, prior)
+    except NotImplementedError:
+        estimate = (posterior.log_prob(draws) - prior.log_prob(draws)).mean(0)
+        return torch.where(estimate.isfinite(), estimate, torch.nan)
+
+
+def marginal_kl(posterior: Distribution, prior: Distribution) -> Float[Tensor, "B D"]:
+    """``KL`` of every coordinate's marginal; NaN where the marginals are not known in closed form."""
+    if isinstance(posterior, Cells) and isinstance(prior, Cells):
+        return _cells_marginal_kl(posterior, prior)
+    q, p = marginals(posterior), marginals(prior)
+    if q is not None and p is not None:
+        try:
+            return kl_divergence(q, p)
+        except NotImplementedError:
+            pass
+    return torch.full((*posterior.batch_shape, *posterior.event_shape), torch.nan)
+
+
+def marginals(distribution: Distribution) -> Distribution | None:
+    """The law of each coordinate, batch ``[B, D]`` and no event, or None where it has no closed form here."""
+    if isinstance(distribution, MultivariateNormal):
+        return Normal(distribution.mean, distribution.stddev, validate_args=False)
+    if isinstance(distribution, Independent) and not distribution.base_dist.event_shape:
+        return distribution.base_dist
+    return None
+
+
+def active_dimensions(kl: Float[np.ndarray, "B D"], threshold: float = ACTIVE_NATS) -> Bool[np.ndarray, "D"]:
+    """Which dimensions the data move: mean KL over tasks above ``threshold`` nats. A NaN is not active."""
+    return kl.mean(0) > threshold
+
+
+def _discrete_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """``sum_g q_g (log q_g - log p_g)`` over the last axis; a weight of zero contributes nothing."""
+    return torch.where(log_q > -torch.inf, log_q.exp() * (log_q - log_p), 0.0).sum(-1)
+
+
+def _cells_marginal_kl(posterior: Cells, prior: Cells) -> Float[Tensor, "B D"]:
+    """Marginals of a common set of cells: the weights of equal coordinates added up."""
+    points = posterior.points
+    if not torch.equal(points, prior.points):
+        return points.new_full((len(points), points.shape[-1]), torch.nan)
+    shared = points[:1] if points.stride(0) == 0 else points  # the cells of a grid are the same in every task
+    columns = []
+    for d in range(points.shape[-1]):
+        _, index = shared[..., d].unique(return_inverse=True)
+        empty = posterior.log_weights.new_zeros(len(points), int(index.max()) + 1)
+        q, p = (
+            empty.scatter_add(-1, index.expand(len(points), -1), log_weights.exp().expand(len(points), -1)).log()
+            for log_weights in (posterior.log_weights, prior.log_weights)
+        )
+        columns.append(_discrete_kl(q, p))
+    return torch.stack(columns, -1)

@@ -1,0 +1,195 @@
+"""The results file: what one evaluation found, as groups of labelled arrays in one netCDF file that ArviZ opens.
+
+==================  ==================================================================  ==========================
+group               variables                                                           dimensions
+==================  ==================================================================  ==========================
+``posterior``       ``z``: draws after each number of data seen, 0 being the prior       chain draw context_step task latent_dim
+``prior``           ``z``                                                               chain draw task latent_dim
+``sample_stats``    ``log_q``; ``lp``, the joint log density, where a model states one   chain draw context_step task
+``fit_stats``       ``mean sd contraction kl``                                          context_step task latent_dim
+..                  ``kl_total n_context``                                              context_step task
+``constant_data``   ``<parameter>_true``                                                task
+``decoded exact``   ``mean`` and ``sd`` of the task parameters                          context_step task param
+``trajectory``      ``return latent``                                                   task episode (read_dim)
+..                  ``reward real obs action reference_<name>``                         task (t) (obs_dim, action_dim)
+``observed_data``   ``y``, supervised families only; inputs are in ``constant_data``    obs y_dim
+==================  ==================================================================  ==========================
+
+KL divergences are in nats. ``context_step`` counts rows of the context, ``n_context`` those of them that are real.
+Independent draws are one chain. Further groups and variables may be added; those above keep their dimensions.
+Attributes are strings and numbers; anything else is JSON in an attribute whose name ends in ``_json``.
+
+This module reads and writes the file with xarray and netCDF4 alone: no torch, no ArviZ.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+SCHEMA_VERSION = 1
+
+_PER_LATENT = ("context_step", "task", "latent_dim")
+_PER_DRAW = ("chain", "draw", "context_step", "task")
+_PER_PARAM = ("context_step", "task", "param")
+DIMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "posterior": {"z": (*_PER_DRAW, "latent_dim")},
+    "prior": {"z": ("chain", "draw", "task", "latent_dim")},
+    "sample_stats": {"log_q": _PER_DRAW, "lp": _PER_DRAW},
+    "fit_stats": {
+        **dict.fromkeys(("mean", "sd", "contraction", "kl"), _PER_LATENT),
+        **dict.fromkeys(("kl_total", "n_context"), ("context_step", "task")),
+    },
+    "constant_data": {"x": ("obs", "x_dim"), "task_of_obs": ("obs",), "step_of_obs": ("obs",)},
+    "decoded": {"mean": _PER_PARAM},
+    "exact": {"mean": _PER_PARAM, "sd": _PER_PARAM},
+    "trajectory": {
+        "return": ("task", "episode"),
+        "latent": ("task", "episode", "read_dim"),
+        "reward": ("task", "t"),
+        "real": ("task", "t"),
+        "obs": ("task", "t", "obs_dim"),
+        "next_obs": ("task", "t", "obs_dim"),
+        "action": ("task", "t", "action_dim"),
+        "episode_of_t": ("t",),
+    },
+    "observed_data": {"y": ("obs", "y_dim")},
+}
+REQUIRED = {"posterior": ("z",), "prior": ("z",), "fit_stats": tuple(DIMS["fit_stats"]), "constant_data": ()}
+
+
+class ResultsError(ValueError):
+    """A results file or tree that does not follow the schema; the message names the file, the place and the remedy."""
+
+
+def tree_of(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.DataTree:
+    """Groups and root attributes as a tree with this schema's version; attributes are encoded for netCDF."""
+    tree = xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
+    tree.attrs = {"bayesmeta_schema_version": SCHEMA_VERSION, **encoded(attrs)}
+    return tree
+
+
+def encoded(attrs: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """Attributes as netCDF takes them. None, truth values, lists and mappings become JSON under ``<name>_json``."""
+    plain: dict[str, str | int | float] = {}
+    for name, value in attrs.items():
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            plain[name] = value
+        else:
+            plain[name if name.endswith("_json") else f"{name}_json"] = json.dumps(value, default=str)
+    return plain
+
+
+def attribute(tree: xr.DataTree, name: str, default: Any = None) -> Any:
+    """A root attribute as it was before it was encoded."""
+    if f"{name}_json" in tree.attrs:
+        return json.loads(tree.attrs[f"{name}_json"])
+    return tree.attrs.get(name, default)
+
+
+def parameters(tree: xr.DataTree) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and true values ``[B, M]`` of the task parameters."""
+    truth = tree["constant_data"].dataset
+    names = tuple(str(name).removesuffix("_true") for name in truth.data_vars if str(name).endswith("_true"))
+    columns = [truth[f"{name}_true"].values for name in names]
+    return names, np.stack(columns, -1) if columns else np.zeros((truth.sizes.get("task", 0), 0))
+
+
+def at(tree: xr.DataTree, context_step: int) -> xr.DataTree:
+    """The results after ``context_step`` data: every group without its ``context_step`` dimension.
+
+    Raises KeyError, naming the sizes there are, for one that was not recorded.
+    """
+    steps = tree["posterior"]["context_step"].values
+    if context_step not in steps:
+        raise KeyError(f"context_step = {context_step}: not recorded; choose one of {', '.join(map(str, steps))}")
+    groups = {name: node.to_dataset() for name, node in tree.children.items()}
+    chosen = {
+        name: group.sel(context_step=context_step, drop=True) if "context_step" in group.dims else group
+        for name, group in groups.items()
+    }
+    cut = xr.DataTree.from_dict({f"/{name}": group for name, group in chosen.items()})
+    cut.attrs = dict(tree.attrs)
+    return cut
+
+
+def validate(tree: xr.DataTree, source: str = "results") -> None:
+    """Raise ResultsError unless the tree follows the schema."""
+    version = tree.attrs.get("bayesmeta_schema_version")
+    if version is None:
+        raise ResultsError(f"{source}: no attribute bayesmeta_schema_version: this is not a bayesmeta results file")
+    if int(version) != SCHEMA_VERSION:
+        raise ResultsError(
+            f"{source}: schema version {version}, but this bayesmeta reads version {SCHEMA_VERSION}; write it again with "
+            f"`bayesmeta diagnose`, or read it with the bayesmeta that wrote it ({tree.attrs.get('bayesmeta_version')})"
+        )
+    for group, names in REQUIRED.items():
+        missing = [name for name in names if name not in tree[group].data_vars] if group in tree.children else None
+        if missing is None or missing:
+            raise ResultsError(f"{source}: expected group {group!r} with {', '.join(names) or 'the true parameters'}, "
+                               f"got {'no such group' if missing is None else 'none of ' + ', '.join(missing)}")
+    for group, node in tree.children.items():
+        _check_group(f"{source}: {group}", node.to_dataset(), DIMS.get(group, {}))
+    _check_coordinates(tree, source)
+
+
+def _check_group(where: str, group: xr.Dataset, known: Mapping[str, tuple[str, ...]]) -> None:
+    for name, variable in group.data_vars.items():
+        expected = known.get(str(name))
+        if expected is not None and variable.dims != expected:
+            raise ResultsError(f"{where}.{name}: expected dimensions {expected}, got {variable.dims}")
+    for name in ("z", "mean", "sd"):
+        if name in known and name in group and not np.isfinite(group[name].values).all():
+            raise ResultsError(f"{where}.{name} holds values that are not finite: the belief broke down on some task")
+
+
+def _check_coordinates(tree: xr.DataTree, source: str) -> None:
+    steps = tree["posterior"]["context_step"].values
+    if "context_step" not in tree["posterior"].coords or steps[0] != 0 or not (np.diff(steps) > 0).all():
+        raise ResultsError(f"{source}: expected context_step to start at 0 (the prior) and increase, got {list(steps)}")
+    for coordinate in ("task", "context_step", "latent_dim"):
+        reference = tree["posterior"][coordinate].values
+        for group, node in tree.children.items():
+            if coordinate in node.dims and not np.array_equal(node[coordinate].values, reference):
+                raise ResultsError(f"{source}: {group} has other {coordinate} labels than the posterior group")
+
+
+def save(tree: xr.DataTree, path: Path | str) -> Path:
+    """Check the tree and write it, compressed, so that ``path`` is always a whole file: the old one or the new one."""
+    validate(tree)
+    path = Path(path).absolute()
+    temporary = path.with_name(f".tmp-{path.name}")
+    encoding = {f"/{name}": {v: _encoding(x) for v, x in node.data_vars.items()} for name, node in tree.children.items()}
+    try:
+        tree.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
+        for part in (temporary, path.parent):
+            descriptor = os.open(part, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _encoding(variable: xr.DataArray) -> dict[str, Any]:
+    return {"zlib": True, "complevel": 4} if variable.dtype.kind in "fiub" and variable.size > 64 else {}
+
+
+def load(path: Path | str) -> xr.DataTree:
+    """Read a results file into memory, check it and let go of it. Raises ResultsError or FileNotFoundError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; `bayesmeta diagnose run=DIR` writes DIR/diagnostics/results.nc")
+    try:
+        with xr.open_datatree(path, engine="netcdf4") as opened:
+            tree = opened.load()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ResultsError(f"{path}: not a netCDF file, or one that was cut or damaged ({error})") from error
+    validate(tree, str(path))
+    return tree

@@ -1,0 +1,111 @@
+"""``bayesmeta diagnose``: from a run's folder to its results file and its report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import xarray as xr
+
+from bayesmeta.diagnostics import results
+from bayesmeta.diagnostics.decoding import decode, exact_curve
+from bayesmeta.diagnostics.export import results_from
+from bayesmeta.diagnostics.report import write_report
+from bayesmeta.diagnostics.truth import exact_posterior, reference_returns
+from bayesmeta.diagnostics.verdicts import passed, verdicts
+from bayesmeta.evaluate import evaluate
+from bayesmeta.folder import session_versions
+from bayesmeta.runs import load_run
+from bayesmeta.train import derived_seed
+from bayesmeta.types import Algorithm, Context, TaskFamily
+
+
+def diagnose(
+    run_dir: Path | str,
+    *,
+    checkpoint: Literal["best", "last"] = "best",
+    tasks: int = 100,
+    episodes: int | None = None,
+    draws: int = 200,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    trust: bool = False,
+) -> bool:
+    """Adapt a run's agent to ``tasks`` fresh test tasks and write what its beliefs did; whether every gate passed.
+
+    Writes ``diagnostics/results.nc`` (:mod:`bayesmeta.diagnostics.results`) and ``diagnostics/report.html`` into the
+    run's folder, each whole or not at all, and prints the verdicts. ``episodes`` per task, default as in training.
+    """
+    run = load_run(run_dir, checkpoint, device=device, trust=trust)
+    versions = session_versions()
+    tree = results_of(
+        run.algorithm,
+        run.family,
+        tasks=tasks,
+        episodes=episodes or run.config.get("eval", {}).get("episodes", 3),
+        draws=draws,
+        seed=seed,
+        device=device,
+        attrs={
+            "run": str(run.folder.path),
+            "checkpoint": checkpoint,
+            "iteration": run.iteration,
+            "config": run.config,
+            "versions": versions,
+            "git_sha": versions["git"],
+            "training_seed": run.config["seed"],
+        },
+    )
+    folder = run.folder.path / "diagnostics"
+    folder.mkdir(exist_ok=True)
+    file = results.save(tree, folder / "results.nc")
+    report = write_report(tree, folder / "report.html", family=run.family, run=run.folder)
+    found = verdicts(tree)
+    width = max(len(verdict.question) for verdict in found)
+    for verdict in found:
+        print(f"{verdict.outcome:<7} {verdict.question:<{width}}  {verdict.found}")
+    print(f"results: {file}\nreport:  {report}")
+    return passed(found)
+
+
+def results_of(
+    algorithm: Algorithm,
+    family: TaskFamily,
+    *,
+    tasks: int = 100,
+    episodes: int = 3,
+    shots: int = 20,
+    draws: int = 200,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    attrs: Mapping[str, Any] | None = None,
+) -> xr.DataTree:
+    """The results of an algorithm's beliefs on fresh test tasks of a family.
+
+    Control families are adapted to for ``episodes`` episodes, supervised ones shown ``shots`` data. The parameters
+    decoded from the belief and, where the family knows it, the exact posterior of the same data are in it.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "diagnostics tasks"))
+    params = family.sample(tasks, "test", generator).to(device)
+    references: dict[str, torch.Tensor] = {}
+    if family.spec.is_control:
+        seen = evaluate(algorithm, family, params, episodes=episodes, seed=derived_seed(seed, "diagnostics episodes"))
+        references = reference_returns(family, params)
+        context = seen.transitions.context(next_obs=family.spec.dynamics_vary)
+    else:
+        seen = context = family.context(params, shots, generator)
+    tree = results_from(
+        seen,
+        params,
+        algorithm.inference,
+        family.spec,
+        draws=draws,
+        seed=derived_seed(seed, "diagnostics draws"),
+        references=references,
+        attrs={"algorithm": type(algorithm).__name__, "split": "test", **(attrs or {}), "seed": seed},
+    )
+    tree["decoded"] = xr.DataTree(decode(tree))
+    exact = exact_posterior(family)
+    if exact is not None:
+        tree["exact"] = xr.DataTree(exact_curve(exact, context, tree))
+    return tree

@@ -1,0 +1,156 @@
+"""What the numbers say, as data and in plain words."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+
+from bayesmeta.diagnostics.decoding import squared_errors
+from bayesmeta.diagnostics.information import active_dimensions
+from bayesmeta.diagnostics.intervals import bootstrap_interval
+from bayesmeta.diagnostics.results import parameters
+
+Outcome = Literal["passed", "failed", "note"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One question, its answer in numbers, what that means and, if it failed, what to try.
+
+    A ``note`` has no threshold: it neither passes nor fails.
+    """
+
+    question: str
+    outcome: Outcome
+    found: str
+    meaning: str
+
+
+def verdicts(tree: xr.DataTree) -> list[Verdict]:
+    """Every verdict that the results allow. Gates compare a 95 % bootstrap interval over tasks with their threshold."""
+    found = [_collapse(tree), _width(tree)]
+    if "trajectory" in tree.children:
+        found += [_adaptation(tree), *_reference(tree)]
+    if "decoded" in tree.children:
+        found += [_identified(tree), *_efficiency(tree)]
+    return found
+
+
+def passed(found: list[Verdict]) -> bool:
+    """Whether no verdict is a failure."""
+    return all(verdict.outcome != "failed" for verdict in found)
+
+
+def _collapse(tree: xr.DataTree) -> Verdict:
+    stats = tree["fit_stats"].dataset
+    last, total = stats["kl"].values[-1], stats["kl_total"].values[-1]
+    if np.isnan(total).any():
+        return Verdict(
+            "Does the belief respond to data?",
+            "note",
+            "the KL divergence of this belief from its prior has no closed form",
+            "Point masses and particles have no density; look at the contraction instead.",
+        )
+    active = int(active_dimensions(last).sum())
+    alive = total.mean() > 0.01
+    return Verdict(
+        "Does the belief respond to data?",
+        "passed" if alive else "failed",
+        f"{total.mean():.2f} nats gained on average, {active} of {last.shape[1]} dimensions active",
+        "The posterior moves away from the prior as data come in."
+        if alive
+        else "The posterior is the prior: the context is ignored (posterior collapse). Lower the KL weight, or check that "
+        "the learner's gradient reaches the encoder.",
+    )
+
+
+def _width(tree: xr.DataTree) -> Verdict:
+    contraction = tree["fit_stats"]["contraction"].values[-1]
+    _, high = bootstrap_interval(contraction)
+    wide = np.flatnonzero(high < -0.01)
+    return Verdict(
+        "Is the belief never wider than the prior?",
+        "failed" if len(wide) else "passed",
+        f"mean contraction {contraction.mean():.2f}, smallest dimension {contraction.mean(0).min():.2f}",
+        f"Data made the belief wider in dimensions {', '.join(map(str, wide))}: exact inference does not do that on "
+        "average. A product of factors without the prior does: use prior_factor=true."
+        if len(wide)
+        else "On average data narrow every dimension, or leave it alone, as exact inference would.",
+    )
+
+
+def _adaptation(tree: xr.DataTree) -> Verdict:
+    returns = tree["trajectory"]["return"].values
+    gain = returns[:, -1] - returns[:, 0]
+    low, high = bootstrap_interval(gain)
+    better = bool(low > 0)
+    return Verdict(
+        "Does the agent get better as it adapts?",
+        "passed" if better else "failed",
+        f"episode {returns.shape[1]} minus episode 1: {gain.mean():+.3g} [{low:.3g}, {high:.3g}]",
+        "The same tasks score higher once the agent has seen data of them."
+        if better
+        else "The last episode is not better than the first, which was played on the prior. Either the tasks can be solved "
+        "without knowing them, or the agent does not use what it learns: train longer, or look at the belief below.",
+    )
+
+
+def _reference(tree: xr.DataTree) -> list[Verdict]:
+    group = tree["trajectory"].dataset
+    if "reference_oracle" not in group:
+        return []
+    returns, oracle = group["return"].values, group["reference_oracle"].values
+    gap = (oracle - returns[:, 0]).mean()
+    closed = (returns[:, -1] - returns[:, 0]).mean() / gap
+    regret = oracle - returns[:, -1]
+    low, high = bootstrap_interval(regret)
+    return [
+        Verdict(
+            "How far is it from an agent that knows the task?",
+            "note",
+            f"oracle regret of the last episode {regret.mean():.3g} [{low:.3g}, {high:.3g}]; "
+            f"{100 * closed:.0f} % of the first episode's gap is closed",
+            "The oracle is told the task; no agent that must infer it can do better on average.",
+        )
+    ]
+
+
+def _identified(tree: xr.DataTree) -> Verdict:
+    errors = squared_errors(tree, "decoded")
+    _, truth = parameters(tree)
+    baseline = ((truth - truth.mean(0)) ** 2).sum(1)
+    low, _ = bootstrap_interval(baseline - errors[-1])
+    explained = 1 - errors[-1].mean() / baseline.mean()
+    knows = bool(low > 0)
+    return Verdict(
+        "Can the true task be read off the belief?",
+        "passed" if knows else "failed",
+        f"RMSE {np.sqrt(errors[-1].mean()):.3g} after {_last(tree)} data, {100 * explained:.0f} % of the variance of "
+        f"the true parameters",
+        "A linear or quadratic function of the posterior mean, fitted on other tasks, predicts the task's parameters."
+        if knows
+        else "The posterior mean says nothing of the true parameters that simple regression can find: the latent ignores "
+        "them, or there are too few tasks to tell.",
+    )
+
+
+def _efficiency(tree: xr.DataTree) -> list[Verdict]:
+    if "exact" not in tree.children:
+        return []
+    learned, exact = (np.sqrt(squared_errors(tree, group).mean(1)) for group in ("decoded", "exact"))
+    steps = tree["posterior"]["context_step"].values
+    enough = np.flatnonzero(exact <= learned[-1])
+    when = f"exact inference needs {steps[enough[0]]} data for as much" if len(enough) else "exact inference is no better"
+    return [
+        Verdict(
+            "How does it compare with exact inference on the same data?",
+            "note",
+            f"RMSE {learned[-1]:.3g} after {steps[-1]} data, exact posterior mean {exact[-1]:.2g}; {when}",
+            "The exact posterior mean is the best estimate there is; the distance to it is what inference still loses.",
+        )
+    ]
+
+
+def _last(tree: xr.DataTree) -> int:
+    return int(tree["posterior"]["context_step"].values[-1])
