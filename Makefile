@@ -29,7 +29,7 @@ help:
 	@echo 'make clean      remove everything made here, except runs/'
 
 demo: $(BASE)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py
 
 test: $(BASE)
 	$(PYTEST) -m 'not slow'
@@ -51,11 +51,12 @@ bench: $(BASE)
 		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 docs: $(DOCS)
+	rm -rf docs/_build docs/api
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
 
 clean:
-	rm -rf .venv build dist docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf .venv build dist docs/_build docs/api .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BASE):

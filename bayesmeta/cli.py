@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bayesmeta.config import ConfigError, check_pair, did_you_mean, flat, run_name, validate, without_schema
+from bayesmeta.configs import help_text, listing
 from bayesmeta.folder import RunFolder
 from bayesmeta.signals import Interrupted
 
@@ -52,9 +53,13 @@ def dispatch(arguments: list[str]) -> int:
     if command in ("-sc", "--shell-completion", "--shell_completion"):
         return complete(rest)
     if command == "list":
-        return list_options()
+        print(listing())
+        return 0
     if command not in COMMANDS:
         return complain(ConfigError(f"{command}: no such command.{did_you_mean(command, COMMANDS)} {_all(COMMANDS)}"))
+    if "-h" in rest or "--help" in rest:
+        print(help_text(command, rest))
+        return 0
     return run_hydra(command, rest)
 
 
@@ -98,7 +103,9 @@ def run_hydra(command: str, arguments: list[str]) -> int:
             if several:
                 raise  # Hydra counts it and goes on with the next job; sys.exit would end the sweep
 
-    sys.argv = ["bayesmeta", *map(quoted, arguments)]
+    # Hydra's parser takes key=value arguments only in one row: the flag goes before them.
+    flag = ["-m"] if several else []
+    sys.argv = ["bayesmeta", *flag, *(quoted(a) for a in arguments if a not in ("-m", "--multirun"))]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
     try:
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=command)(run)()
@@ -146,10 +153,14 @@ def evaluate_job(job: Job) -> None:
 
 def diagnose_job(job: Job) -> None:
     check_run_folder(job.config["run"])
-    from bayesmeta.diagnostics import diagnose
+    from bayesmeta.diagnostics.run import diagnose
+    from bayesmeta.runs import chosen_device
 
-    if not diagnose(Path(job.config["run"])):
-        raise JobError(f"a diagnostic of {job.config['run']} did not pass; the report says which")
+    config = job.config
+    device = chosen_device(config["device"], config["threads"])
+    options = {name: config[name] for name in ("checkpoint", "tasks", "episodes", "draws", "seed", "trust")}
+    if not diagnose(Path(config["run"]), device=device, **options):
+        raise JobError(f"a diagnostic of {config['run']} did not pass; the report says which")
 
 
 JOBS: dict[str, Callable[[Job], None]] = {"train": train_job, "evaluate": evaluate_job, "diagnose": diagnose_job}
@@ -241,19 +252,6 @@ def complain(error: Exception) -> int:
     else:
         traceback.print_exception(error)
     return 2 if isinstance(error, ConfigError) else 1
-
-
-def list_options() -> int:
-    """Each option of each group with the first comment line of its file."""
-    from importlib.resources import files
-
-    for group in ("algorithm", "task", "experiment"):
-        print(f"{group}=")
-        for file in sorted((f for f in files("bayesmeta.configs").joinpath(group).iterdir()), key=lambda f: f.name):
-            if file.name.endswith(".yaml"):
-                lines = [line for line in file.read_text().splitlines() if line[:1] == "#" and "@package" not in line]
-                print(f"  {file.name[:-5]:<24}{lines[0].lstrip('# ') if lines else ''}")
-    return 0
 
 
 def complete(arguments: list[str]) -> int:

@@ -60,6 +60,8 @@ class TaskModel(PyroModule):
 
     def log_likelihood(self, z: Float[Tensor, "*S B D"], data: Context) -> Float[Tensor, "*S B"]:
         r"""``\sum_n log p(y_n | x_n, z)`` per task over the real data; exactly 0 where there is none."""
+        if not data.size:  # torch cannot evaluate an Independent distribution at no values
+            return z.new_zeros(z.shape[:-1])
         log_prob = self.likelihood(z.unsqueeze(-2), data).log_prob(data.y)
         return torch.where(data.mask, log_prob, torch.zeros_like(log_prob)).sum(-1)
 

@@ -7,6 +7,8 @@ then. Where the family's exact posterior is known, its mean is the best any proc
     RMSE(n) = sqrt( mean over tasks of || decoded or exact posterior mean after n data - true parameters ||^2 ).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import xarray as xr
@@ -17,7 +19,7 @@ from bayesmeta.types import Context, Inference
 
 FOLDS = 5
 _PENALTIES = np.logspace(-4, 4, 25)
-_MAX_PRODUCTS = 100  # features of the quadratic probe at most
+_MAX_QUADRATIC = 12  # dimensions: beyond it the products outnumber the tasks
 _ROWS = 1 << 10  # rows of context given to an exact posterior at once: grids need much memory per row
 
 
@@ -46,39 +48,60 @@ def cross_fitted(features: Float[np.ndarray, "B F"], targets: Float[np.ndarray, 
     predictions = np.empty_like(targets, dtype=float)
     for held_out in range(FOLDS):
         fit, test = fold != held_out, fold == held_out
-        predictions[test] = probe(features[fit], targets[fit], features[test])
+        predictions[test] = probe(features[fit], targets[fit])(features[test])
     return predictions
 
 
-def probe(
-    features: Float[np.ndarray, "F D"], targets: Float[np.ndarray, "F M"], new: Float[np.ndarray, "T D"]
-) -> Float[np.ndarray, "T M"]:
-    """Ridge regression, linear or quadratic in the features, whichever has the lower leave-one-out error."""
-    both = np.concatenate([features, new])
-    products = [both[:, i] * both[:, j] for i in range(both.shape[1]) for j in range(i, both.shape[1])]
-    designs = [both, np.column_stack([both, *products])] if len(products) <= _MAX_PRODUCTS else [both]
-    count = len(features)
-    fits = [_ridge(design[:count], targets, design[count:]) for design in designs]
-    return min(fits, key=lambda fit: fit[0])[1]
+Predictor = Callable[[np.ndarray], np.ndarray]
 
 
-def _ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> tuple[float, np.ndarray]:
-    """Leave-one-out error at the best penalty, and the predictions there. Constant features are left out."""
+def probe(features: Float[np.ndarray, "F D"], targets: Float[np.ndarray, "F M"]) -> Predictor:
+    """Ridge regression, linear or quadratic in the features, whichever has the lower leave-one-out error.
+
+    Returns the fitted function ``[T, D] -> [T, M]``.
+    """
+    expansions = [_linear, _quadratic] if features.shape[1] <= _MAX_QUADRATIC else [_linear]
+    fits = [(expand, *_ridge(expand(features), targets)) for expand in expansions]
+    expand, _, predict = min(fits, key=lambda fit: fit[1])
+    return lambda new: predict(expand(new))
+
+
+def decoder(tree: xr.DataTree, draws: int = 20) -> Predictor:
+    """What task a latent stands for: the probe from posterior draws after all data to the true parameters."""
+    _, truth = parameters(tree)
+    z = tree["posterior"]["z"].values[0, :draws, -1].astype(float)
+    return probe(z.reshape(-1, z.shape[-1]), np.tile(truth, (len(z), 1)))
+
+
+def _linear(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def _quadratic(x: np.ndarray) -> np.ndarray:
+    first, second = np.triu_indices(x.shape[1])
+    return np.concatenate([x, x[:, first] * x[:, second]], 1)
+
+
+def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[float, Predictor]:
+    """The leave-one-out error at the best penalty, and the function fitted there. Constant features are left out."""
     centre, scale, offset = x.mean(0), x.std(0), y.mean(0)
     varying = scale > 1e-9 * (1 + np.abs(centre))
-    x, new = ((part - centre)[:, varying] / scale[varying] for part in (x, new))
-    u, s, vt = np.linalg.svd(x, full_matrices=False)
+
+    def standardised(rows: np.ndarray) -> np.ndarray:
+        return (rows - centre)[:, varying] / scale[varying]
+
+    u, s, vt = np.linalg.svd(standardised(x), full_matrices=False)
     rotated = u.T @ (y - offset)
-    best: tuple[float, np.ndarray] | None = None
-    for penalty in _PENALTIES:
+
+    def error(penalty: float) -> float:
         shrink = s**2 / (s**2 + penalty)
         leverage = (u**2) @ shrink + 1 / len(x)
         residual = (y - offset - u @ (shrink[:, None] * rotated)) / np.maximum(1 - leverage, 1e-6)[:, None]
-        error = float((residual**2).mean())
-        if best is None or error < best[0]:
-            best = error, new @ (vt.T @ ((s / (s**2 + penalty))[:, None] * rotated)) + offset
-    assert best is not None
-    return best
+        return float((residual**2).mean())
+
+    best = min(_PENALTIES, key=error)
+    weights = vt.T @ ((s / (s**2 + best))[:, None] * rotated)
+    return error(best), lambda rows: standardised(rows) @ weights + offset
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from bayesmeta.diagnostics.plotting import (
     REFERENCE,
     band,
     context_axis,
+    log_axis,
     ordered,
     panel,
 )
@@ -67,7 +68,7 @@ def learned_and_exact(tree: xr.DataTree) -> Figure:
         axes.plot(steps, spread, color=EXACT, linestyle=":", label="exact posterior's own sd")
     prior = np.sqrt(((truth - truth.mean(0)) ** 2).sum(1).mean())
     axes.axhline(prior, color=MUTED, linewidth=1, linestyle="--", label="knowing nothing")
-    axes.set_yscale("log")
+    log_axis(axes)
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     axes.set(ylabel=f"RMSE of ({shown})", title="What is known of the task")
     context_axis(axes, steps, attribute(tree, "horizon", 0))
@@ -111,7 +112,7 @@ def active(tree: xr.DataTree) -> Figure:
     error = np.stack([mean - low, high - mean])
     axes.bar(np.arange(len(mean)), np.maximum(mean, floor), color=colours, width=0.62, yerr=error, ecolor="#323f4b")
     axes.axhline(ACTIVE_NATS, color=EXACT, linestyle="--", linewidth=1.2, label=f"active above {ACTIVE_NATS} nat")
-    axes.set_yscale("log")
+    log_axis(axes)
     axes.set_ylim(bottom=floor)
     axes.set_xticks(np.arange(len(mean)), [f"z{d}" for d in range(len(mean))])
     axes.set(xlabel="latent dimension", ylabel="KL from the prior (nats)")
@@ -168,7 +169,7 @@ def latent_map(tree: xr.DataTree, columns: int = 4) -> Figure:
         for axes, c in zip(grid[m], chosen, strict=True):
             points = axes.scatter(*planes[c].T, c=truth[:, m], s=16, cmap=colormaps["viridis"], linewidths=0)
             if m == 0:
-                axes.set_title(f"after {steps[c]} data", fontsize=9.5)
+                axes.set_title(f"{steps[c]} data seen", fontsize=9.5, fontweight="normal")
         figure.colorbar(points, ax=grid[m].tolist(), label=f"true {names[m]}", pad=0.01)
     figure.supxlabel(f"main direction of the posterior mean ({100 * shares[0]:.0f} % of its variance)", fontsize=10)
     figure.supylabel(f"second ({100 * shares[1]:.0f} %)", fontsize=10)

@@ -9,11 +9,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bayesmeta.diagnostics.plotting import COLOURS, INK, MUTED
+from bayesmeta.diagnostics.decoding import decoder
+from bayesmeta.diagnostics.plotting import COLOURS, INK, LEARNED
 from bayesmeta.diagnostics.results import parameters
 from bayesmeta.inference.beliefs import Weighted
 from bayesmeta.types import Context, Inference
 
+GOAL = COLOURS[1]
 _BLOCK = 5  # cells of the goal grid drawn as one, so that a belief of a single cell can be seen
 
 
@@ -24,57 +26,83 @@ def is_plane(tree: xr.DataTree) -> bool:
     return tree["trajectory"].sizes["obs_dim"] == 2 and parameters(tree)[0] == ("goal_x", "goal_y")
 
 
-def paths(tree: xr.DataTree, exact: Inference | None, tasks: int = 4, columns: int = 4) -> Figure:
-    """One row per task, one column per episode: the path from its start, the goal, and the exact belief before it."""
+def paths(tree: xr.DataTree, exact: Inference | None, tasks: int = 4, rows: int = 4) -> Figure:
+    """One column per task, one row per episode: the path from its start, the goal, and the beliefs before it.
+
+    The learned belief is shown as goals decoded from its draws, the exact one as shades.
+    """
     group, (_, goals) = tree["trajectory"].dataset, parameters(tree)
     episode_of_t, returns = group["episode_of_t"].values, group["return"].values
-    count = returns.shape[1]
-    shown = list(range(1, count + 1)) if count <= columns else [*range(1, columns), count]
-    tasks = min(tasks, len(goals))
-    beliefs = _beliefs(exact, _context(group, tasks), [int((episode_of_t < k).sum()) for k in shown]) if exact else []
-    figure = Figure((2.35 * len(shown) + 0.4, 2.35 * tasks + 0.6), layout="constrained")
-    grid = figure.subplots(tasks, len(shown), squeeze=False, sharex=True, sharey=True)
-    for column, k in enumerate(shown):
-        during = episode_of_t == k
-        for b in range(tasks):
-            axes = grid[b, column]
+    count, tasks = returns.shape[1], min(tasks, len(goals))
+    shown = list(range(1, count + 1)) if count <= rows else [*range(1, rows), count]
+    starts = [int((episode_of_t < k).sum()) for k in shown]
+    beliefs = _beliefs(exact, _context(group, tasks), starts) if exact else []
+    drawn, acted = _imagined(tree, starts, shown)
+    figure = Figure((2.35 * tasks + 0.4, 2.35 * len(shown) + 0.6), layout="constrained")
+    grid = figure.subplots(len(shown), tasks, squeeze=False, sharex=True, sharey=True)
+    for row, k in enumerate(shown):
+        for b, axes in enumerate(grid[row]):
             if beliefs:
-                _draw_belief(axes, beliefs[column], b)
-            real = during & group["real"].values[b]
+                _draw_belief(axes, beliefs[row], b)
+            _draw_imagined(axes, drawn[row, b], acted[row, b])
+            real = (episode_of_t == k) & group["real"].values[b]
             states = np.concatenate([group["obs"].values[b, real], group["next_obs"].values[b, real][-1:]])
             _draw_path(axes, states, goals[b])
-            axes.set_title(f"episode {k}: return {returns[b, k - 1]:.1f}", fontsize=9, fontweight="normal")
-    for b in range(tasks):
-        grid[b, 0].set_ylabel(f"task {b}\ny")
+            axes.set_title(f"task {b}, return {returns[b, k - 1]:.3g}", fontsize=9, fontweight="normal")
+    for k, axes in zip(shown, grid[:, 0], strict=True):
+        axes.set_ylabel(f"episode {k}\ny")
     for axes in grid[-1]:
         axes.set_xlabel("x")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
 
 
+def _imagined(
+    tree: xr.DataTree, starts: Sequence[int], shown: Sequence[int], draws: int = 60
+) -> tuple[np.ndarray, np.ndarray]:
+    """Goals decoded from draws of the belief before each episode, and from the latent that it acted on.
+
+    ``[episodes, B, draws, 2]`` and ``[episodes, B, 1, 2]``, the latter empty where the policy does not read a latent.
+    """
+    decode = decoder(tree)
+    before = tree["posterior"].dataset["z"].sel(context_step=list(starts)).isel(chain=0, draw=slice(draws))
+    z = before.transpose("context_step", "task", "draw", "latent_dim").values.astype(float)
+    latent = tree["trajectory"]["latent"].sel(episode=list(shown)).values.swapaxes(0, 1).astype(float)
+    acted = latent[:, :, None] if latent.shape[-1] == z.shape[-1] else latent[:, :, :0]
+    return tuple(decode(part.reshape(-1, z.shape[-1])).reshape(*part.shape[:3], 2) for part in (z, acted))
+
+
 def _draw_path(axes: Axes, states: np.ndarray, goal: np.ndarray) -> None:
-    axes.plot(*states.T, color=COLOURS[0], linewidth=1.5, marker="o", markersize=2, label="path")
-    axes.plot(*states[0], color="white", markeredgecolor=INK, marker="o", markersize=6, linestyle="", label="start")
-    axes.plot(*goal, color=COLOURS[1], markeredgecolor="white", marker="*", markersize=13, linestyle="", label="goal")
-    axes.set(aspect="equal", xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    axes.plot(*states.T, color=INK, linewidth=1.3, marker="o", markersize=1.8, label="path")
+    axes.plot(*states[0], color="white", markeredgecolor=INK, marker="s", markersize=5, linestyle="", label="start")
+    axes.plot(*goal, color=GOAL, markeredgecolor="white", marker="*", markersize=13, linestyle="", label="goal")
+    axes.set(aspect="equal", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
     axes.grid(False)
+
+
+def _draw_imagined(axes: Axes, drawn: np.ndarray, acted: np.ndarray) -> None:
+    axes.scatter(*drawn.T, s=5, color=LEARNED, alpha=0.5, linewidths=0, label="goals the agent thinks possible")
+    axes.scatter(*acted.T, s=60, facecolors="none", edgecolors=LEARNED, linewidths=1.6, label="the one it acts on")
 
 
 def _draw_belief(axes: Axes, belief: Weighted, task: int) -> None:
     points, mass = belief.points[task].numpy(), belief.log_weights[task].exp().numpy()
+    axes.plot([], [], color="#b8c1cc", marker="s", linestyle="", markersize=7, label="exact belief")
     if not (belief.cell > 0).all():
-        shade = colormaps["Greys"](0.15 + 0.85 * mass / mass.max())
-        axes.scatter(*points.T, c=shade, s=18, linewidths=0, label="exact belief before the episode")
+        axes.scatter(*points.T, c=_shade(mass), s=18, linewidths=0)
         return
-    side = round(len(points) ** 0.5)
-    blocks = side // _BLOCK
+    blocks = round(len(points) ** 0.5) // _BLOCK
     image = mass.reshape(blocks, _BLOCK, blocks, _BLOCK).sum((1, 3)).T  # the first coordinate runs along x
     low, high = points.min(0) - belief.cell.numpy() / 2, points.max(0) + belief.cell.numpy() / 2
-    box = (low[0], high[0], low[1], high[1])
-    # The root of the mass: thin rings and single cells are both visible.
-    axes.imshow(np.sqrt(image / image.max()), extent=box, origin="lower", cmap="Greys", vmin=0, vmax=1.35)
-    axes.plot([], [], color=MUTED, marker="s", linestyle="", markersize=7, label="exact belief before the episode")
+    axes.imshow(_shade(image), extent=(low[0], high[0], low[1], high[1]), origin="lower")
+
+
+def _shade(mass: np.ndarray) -> np.ndarray:
+    """Greys: by the root of the mass, so that thin rings show, and the darker the surer the belief is as a whole."""
+    entropy = -(mass[mass > 0] * np.log(mass[mass > 0])).sum()
+    darkest = 0.18 + 0.6 * (1 - entropy / np.log(mass.size))
+    return colormaps["Greys"](darkest * np.sqrt(mass / mass.max()))
 
 
 def _context(group: xr.Dataset, tasks: int) -> Context:

@@ -75,15 +75,16 @@ def context_axis(axes: Axes, steps: Sequence[int], horizon: int) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(shown)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.set_xlabel("data seen (transitions)" if horizon else "data seen")
+    axes.set_xlabel(f"data seen (transitions, {horizon} an episode)" if horizon else "data seen")
     axes.grid(False, axis="x")
-    if horizon:
-        for end in range(horizon, steps[-1] + 1, horizon):
-            axes.axvline(end, color=GRID, linewidth=0.9, zorder=0)
-        axes.annotate(
-            "episode ends", (horizon, 1), (2, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
-            fontsize=7.5, color=MUTED, rotation=90, va="top",
-        )  # fmt: skip
+    for end in range(horizon, steps[-1] + 1, horizon) if horizon else ():
+        axes.axvline(end, color=GRID, linewidth=0.9, zorder=0)
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic vertical axis with plain decimals: 0.01, 0.1, 1."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
 def band(axes: Axes, x: Sequence[float], mean: Any, interval: Any, colour: str, label: str, **style: Any) -> None:

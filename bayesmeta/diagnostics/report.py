@@ -119,8 +119,9 @@ def _behaviour(tree: xr.DataTree, family: TaskFamily | None, run: RunFolder | No
             Panel(
                 lambda: navigation.paths(tree, exact),
                 "Paths of the agent in four tasks, one panel per episode, with start and goal.",
-                "Paths of the first four tasks. Grey: what exact inference believes of the goal when the episode begins, "
-                "given the same data; the darker the likelier.",
+                "Paths of the first four tasks. Blue dots: goals that the agent thinks possible when the episode begins, "
+                "decoded from draws of its belief; the ring is the one it acts on. Grey: what exact inference believes, "
+                "given the same data; the darker the surer.",
                 wide=True,
             )
         )
@@ -148,21 +149,15 @@ def _knowledge(tree: xr.DataTree) -> list[Panel]:
             "Contraction of each latent dimension: 1 means known, 0 untouched, below 0 wider than the prior.",
         )
     )
-    if not np.isnan(stats["kl"].values).any():
+    kl = stats["kl"].values[-1]
+    if not np.isnan(kl).any():
         panels.append(
             Panel(
                 lambda: figures.per_dimension(tree, "kl", "Information gained", "KL from the prior (nats)"),
-                f"KL from the prior per latent dimension after all data: {_numbers(stats['kl'].values[-1].mean(0))} nats.",
+                f"KL from the prior per latent dimension after all data: {_numbers(kl.mean(0))} nats.",
                 "Information about the latent, per dimension and in all, in nats.",
             )
         )
-    return panels
-
-
-def _latent(tree: xr.DataTree) -> list[Panel]:
-    panels = []
-    kl = tree["fit_stats"]["kl"].values[-1]
-    if not np.isnan(kl).any():
         panels.append(
             Panel(
                 lambda: figures.active(tree),
@@ -170,14 +165,18 @@ def _latent(tree: xr.DataTree) -> list[Panel]:
                 "Which dimensions data move, after all data of the trial.",
             )
         )
-    panels.append(
+    return panels
+
+
+def _latent(tree: xr.DataTree) -> list[Panel]:
+    panels = [
         Panel(
             lambda: figures.prior_and_posterior(tree),
             "Densities of the prior and of four tasks' posteriors, one panel per latent dimension.",
             "Beliefs about four tasks after all data (colours), and the prior (grey). Dimensions by information.",
-            wide=False,
+            wide=True,
         )
-    )
+    ]
     names, _ = parameters(tree)
     if names:
         panels.append(

@@ -10,9 +10,9 @@ h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem; padding-bottom: .25rem; border-b
 p { margin: .4rem 0 .8rem; max-width: 48rem; }
 .lead { color: #52606d; }
 .card { background: #fff; border: 1px solid #e4e7eb; border-radius: .5rem; padding: .9rem 1rem; margin: .8rem 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-figure { margin: 0; background: #fff; border: 1px solid #e4e7eb; border-radius: .5rem; padding: .75rem; }
-figure.wide { grid-column: 1 / -1; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { flex: 1 1 24rem; min-width: min(100%, 18rem); margin: 0; background: #fff; border: 1px solid #e4e7eb; border-radius: .5rem; padding: .75rem; }
+figure.wide { flex-basis: 100%; }
 figure img { display: block; width: 100%; max-width: 36rem; height: auto; margin: 0 auto; }
 figure.wide img { max-width: 64rem; }
 figcaption { font-size: .88rem; color: #52606d; margin-top: .5rem; }

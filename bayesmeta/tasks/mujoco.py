@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from mujoco.batch import Batch, SimulationError
 from torch import Tensor
 
+from bayesmeta.guards import NonFiniteError, check_finite
 from bayesmeta.tasks.base import TaskVectorEnv
 from bayesmeta.tasks.checks import checked_params
 from bayesmeta.types import Spec
@@ -100,8 +101,8 @@ class MujocoTaskEnv(TaskVectorEnv):
 
     ``reset(options={"qpos": [B, nq], "qvel": [B, nv]})`` starts from a given state instead of a random one.
 
-    A simulation that becomes unstable raises ``FloatingPointError`` naming the rows and their parameters: MuJoCo
-    itself would silently put the body back to its initial state.
+    A simulation that becomes unstable raises :class:`~bayesmeta.guards.NonFiniteError` with a note that names the rows
+    and their parameters: MuJoCo itself would only warn and put the body back to its initial state.
     """
 
     def __init__(
@@ -153,8 +154,8 @@ class MujocoTaskEnv(TaskVectorEnv):
     ) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B"], Bool[Tensor, "B"], Bool[Tensor, "B"], dict[str, Any]]:
         """One control step of every row that is still running. Rows that are not cost nothing.
 
-        Raises ValueError for actions of another shape, RuntimeError before the first ``reset``, FloatingPointError for
-        NaN actions and for an unstable simulation.
+        Raises ValueError for actions of another shape, RuntimeError before the first ``reset``, NonFiniteError for
+        actions that are not finite and for an unstable simulation.
         """
         if self._elapsed < 0:
             raise RuntimeError("MujocoTaskEnv.step: expected an episode to have started; call reset() first")
@@ -182,29 +183,30 @@ class MujocoTaskEnv(TaskVectorEnv):
 
     def _simulate(self, action: np.ndarray) -> None:
         if not np.isfinite(action).all():
-            row = int(np.flatnonzero(~np.isfinite(action).all(1))[0])
-            raise FloatingPointError(
-                f"MujocoTaskEnv.step: expected finite actions, got {action[row].tolist()} in row {row}; "
-                "the policy that made it has diverged"
-            )
+            check_finite(action=torch.from_numpy(action))
         np.multiply(action, self._ctrl_scale, out=self._live["ctrl"])
         ids = None if self._active.all() else np.flatnonzero(self._active)
         try:
             self._batch.step(ids, nstep=self._body.frame_skip)
         except SimulationError as error:
-            raise self._unstable(error.ids, str(error)) from error
+            raise self._unstable(error.ids, str(error), action) from error
         warnings = self._batch.warning
         if warnings.any():
             rows = np.flatnonzero(warnings.any((1, 2)))
             kind = int(np.flatnonzero(warnings[rows[0]].any(1))[0])
-            raise self._unstable(rows, mujoco.mjtWarning(kind).name)
+            raise self._unstable(rows, mujoco.mjtWarning(kind).name, action)
 
-    def _unstable(self, rows: np.ndarray, what: str) -> FloatingPointError:
+    def _unstable(self, rows: np.ndarray, what: str, action: np.ndarray) -> NonFiniteError:
+        lost = self._observation()
+        lost[rows] = torch.nan  # MuJoCo has put these bodies back to where they start
+        tensors = {"action": torch.from_numpy(action), "task_parameters": torch.from_numpy(self._params)}
+        error = NonFiniteError("next_observation", {"next_observation": lost, **tensors})
         shown = "; ".join(f"row {r}: params {np.round(self._params[r], 4).tolist()}" for r in rows[:3])
-        return FloatingPointError(
+        error.add_note(
             f"MujocoTaskEnv.step: expected a stable simulation, got {what} in {len(rows)} row(s) at step "
             f"{self._elapsed} ({shown}); take these tasks out, or make their parameters less extreme"
         )
+        return error
 
     def _tracked(self) -> np.ndarray:
         return np.array(self._body.track(self._live))  # a copy: most are views of live fields

@@ -1,6 +1,10 @@
 """Every law on every procedure; where a procedure says that it breaks a law, that it does."""
 
 import pytest
+import torch
+from bayesmeta.inference.beliefs import FullGaussian
+from bayesmeta.tasks.normal_normal import NormalNormal
+from bayesmeta.types import Context
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.laws.cases import EXACT, LEARNED, Case
@@ -29,3 +33,42 @@ def test_law(case: Case, law: str) -> None:
 
 def test_cases_name_laws_that_exist() -> None:
     assert all(case.breaks <= set(LAWS) for case in CASES)
+
+
+class Faulty:
+    """The exact posterior of the normal-normal model with one fault, which the law of that name must find."""
+
+    def __init__(self, fault: str) -> None:
+        self.exact = NormalNormal().exact.double()
+        self.fault = fault
+        self.calls = 0
+
+    def init(self, batch: int) -> FullGaussian:
+        return self.exact.init(batch)
+
+    def update(self, belief: FullGaussian, data: Context) -> FullGaussian:
+        x, y, mask = data.x, data.y, data.mask
+        if self.fault == "filtering":
+            belief = self.init(data.batch)
+        if self.fault == "permutation":
+            y = y * torch.linspace(0.5, 1.0, data.size).unsqueeze(-1)
+        if self.fault == "mask":
+            x, y, mask = x.nan_to_num(1.0), y.nan_to_num(0.0, posinf=3.0), torch.ones_like(mask)
+        if self.fault == "contraction" and data.size:  # a mean cannot see how many data there are
+            x, y, mask = x.mean(1, keepdim=True), y.mean(1, keepdim=True), mask[:, :1]
+        after = self.exact.update(belief, Context(x, y, mask))
+        if self.fault == "prior":
+            after = FullGaussian(after.information + 0.1, after.precision)
+        if self.fault == "bayes" and mask.any() and torch.equal(belief.precision, self.init(data.batch).precision):
+            after = FullGaussian(after.information - belief.information, after.precision - belief.precision)
+        if self.fault == "purity":
+            self.calls += 1
+            after = FullGaussian(after.information + self.calls, after.precision)
+        return after
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_faulty_procedure_is_found(law: str) -> None:
+    LAWS[law](Setting(NormalNormal(), Faulty("none"), seed=0, sizes=(3, 2)))
+    with pytest.raises(AssertionError):
+        LAWS[law](Setting(NormalNormal(), Faulty(law), seed=0, sizes=(3, 2)))

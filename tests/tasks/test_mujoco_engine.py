@@ -1,5 +1,6 @@
 """The contract of the vector environment: seeds, finished rows, shapes, and errors that say what to do."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from bayesmeta.guards import NonFiniteError
 from bayesmeta.tasks.bodies import CHEETAH, HOPPER
 from bayesmeta.tasks.cheetah_vel import CheetahVel
 from bayesmeta.tasks.hopper_params import HopperParams
@@ -132,10 +134,10 @@ def test_errors_say_what_was_expected_what_came_and_what_to_do() -> None:
         env.step(torch.zeros(2, 6))
     with pytest.raises(ValueError, match=r"expected options with the shapes .*\(2, 9\).*got .*\(2, 8\)"):
         env.reset(options={"qpos": np.zeros((2, 8)), "qvel": np.zeros((2, 9))})
-    env.reset(seed=0)
+    env.reset(seed=0, options={})
     with pytest.raises(ValueError, match=r"expected actions \(2, 6\), got \(2, 5\)"):
         env.step(torch.zeros(2, 5))
-    with pytest.raises(FloatingPointError, match=r"expected finite actions, got .*nan.* in row 1; the policy"):
+    with pytest.raises(NonFiniteError, match=r"`action` \(2, 6\) holds 1 of 12 values .* at index \(1, 1\) \(nan\)"):
         env.step(torch.tensor([[0.0] * 6, [0.0, float("nan"), 0.0, 0.0, 0.0, 0.0]]))
     with pytest.raises(ValueError, match=r"cheetah_vel-v1: expected params \[B, 1\].*got \(2, 3\); pass what sample"):
         CheetahVel().env(torch.zeros(2, 3))
@@ -152,8 +154,11 @@ def test_an_unstable_simulation_names_the_row_and_its_task(tmp_path: Path, monke
     qpos, qvel = np.zeros((4, 9)), np.zeros((4, 9))
     qpos[2, 3] = 1e9
     env.reset(options={"qpos": qpos, "qvel": qvel})
-    with pytest.raises(FloatingPointError, match=r"mjWARN_BADQACC in 1 row.*at step 1 \(row 2: params \[2.0\]\); take"):
+    with pytest.raises(NonFiniteError, match=r"`next_observation` \(4, 20\) holds 20 of 80") as caught:
         env.step(torch.zeros(4, 6))
+    (note,) = caught.value.__notes__
+    assert re.search(r"mjWARN_BADQACC in 1 row.*at step 1 \(row 2: params \[2.0\]\); take these tasks out", note)
+    assert torch.equal(caught.value.tensors["task_parameters"][:, 0], torch.tensor([0.0, 1.0, 2.0, 3.0]).double())
     env.reset(seed=0)
     assert torch.isfinite(env.step(torch.zeros(4, 6))[0]).all(), "a reset makes the environment usable again"
 
