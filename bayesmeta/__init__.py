@@ -1,6 +1,7 @@
 """bayesmeta: task adaptation as posterior inference in a hierarchical model.
 
 Importing the package is light: no torch, no environment, no ArviZ, until something of them is used.
+Its verbs live in modules of their own name: ``from bayesmeta.train import train``, likewise ``collect``, ``evaluate``.
 """
 
 from typing import Any
@@ -14,9 +15,6 @@ _LAZY = {
     "Explorer": "bayesmeta.types",
     "TaskModel": "bayesmeta.models.task_model",
     "FactorModel": "bayesmeta.models.task_model",
-    "collect": "bayesmeta.collect",
-    "evaluate": "bayesmeta.evaluate",
-    "train": "bayesmeta.train",
 }
 
 

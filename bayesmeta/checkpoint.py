@@ -69,6 +69,8 @@ def save(folder: Path, iteration: int, components: dict[str, Any], score: float 
         files = {name: _write(temporary / f"{name}.safetensors", *value) for name, value in encoded.items()}
         manifest = {"format": FORMAT, "version": VERSION, "iteration": iteration, "score": score, "components": files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for name in files:  # safetensors makes files that only their owner can read
+            shutil.copymode(temporary / "manifest.json", temporary / f"{name}.safetensors")
         for file in (temporary / "manifest.json", temporary):
             fsync(file)
         if final.exists():  # the same iteration again: it was damaged, or its evaluation was not done yet
@@ -127,8 +129,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"the bayesmeta that wrote it (versions.json in the run folder says which)"
         )
     iteration, score, components = (manifest.get(k) for k in ("iteration", "score", "components"))
-    sound = isinstance(iteration, int) and (score is None or isinstance(score, float)) and isinstance(components, dict)
-    if not sound:
+    scored = score is None or isinstance(score, float)
+    if not isinstance(iteration, int) or not scored or not isinstance(components, dict):
         raise CheckpointError(f"{file}: expected an integer iteration, a score and the components")
     for name, entry in components.items():
         if not _COMPONENT.fullmatch(name):
@@ -175,7 +177,8 @@ def rotate(folder: Path, keep: int) -> None:
     kept = {*entries(folder)[:keep], best(folder)}
     for path in entries(folder):
         if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            os.replace(path, folder / f"{_TEMPORARY}{path.name}")  # a half-deleted one must not look like one
+    _remove_temporary(folder)
 
 
 def _scores(folder: Path) -> dict[Path, float]:
@@ -297,7 +300,8 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 def rng_state() -> dict[str, Any]:
     """The state of every global random stream: Python's, NumPy's, torch's on the CPU and on each CUDA device."""
-    name, keys, *rest = np.random.get_state(legacy=True)
+    numpy: Any = np.random.get_state(legacy=True)
+    name, keys, *rest = numpy
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),

@@ -71,7 +71,7 @@ def collect(
 
 
 def _redraws(explorer: Explorer, k: int) -> bool:
-    """Whether episode ``k`` begins with a new latent: each prior episode, the first one after, then every ``redraw``."""
+    """Whether episode ``k`` begins with a new latent: every prior episode and the next, then each ``redraw``-th."""
     since = k - explorer.prior_episodes
     return since <= 0 or explorer.redraw == 0 or since % explorer.redraw == 0
 

@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 BUILD_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_", "_schema_"}
@@ -77,7 +78,14 @@ class Rule:
     def _typed(self, value: Any) -> bool:
         if isinstance(value, bool):
             return self.kind in ("bool", "any")
-        types = {"int": int, "float": (int, float), "str": str, "choice": str, "bool": bool, "any": object}
+        types: dict[str, Any] = {
+            "int": int,
+            "float": (int, float),
+            "str": str,
+            "choice": str,
+            "bool": bool,
+            "any": object,
+        }
         return isinstance(value, types[self.kind])
 
     def _inside(self, value: Any) -> bool:
@@ -128,9 +136,13 @@ def _validate(node: dict[str, Any], schema: dict[str, Any], default: Callable[[]
                 names = [k for k in sorted({*known, *schema}) if not k.startswith("_")]
                 raise ConfigError(f"{full}: no such key.{did_you_mean(key, names)} Valid here: {', '.join(names)}")
         if nested:
-            _validate(value, value.get("_schema_", {}), lambda k=key: (default() or {}).get(k), f"{full}.")
+            _validate(value, value.get("_schema_", {}), partial(_entry, default, key), f"{full}.")
         else:
             _rule_of(known[key]).check(full, value)
+
+
+def _entry(default: Callable[[], Any], key: str) -> Any:
+    return (default() or {}).get(key)
 
 
 def _rule_of(default: Any) -> Rule:

@@ -19,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,11 @@ class RunFolder:
 
             write_atomically(self.config, OmegaConf.to_yaml(OmegaConf.create(config)))
         sessions = json.loads(self.versions.read_text()) if self.versions.exists() else []
-        write_atomically(self.versions, json.dumps([*sessions, session_versions()], indent=1) + "\n")
+        now = session_versions()
+        if self.begun() and sessions and sessions[-1].get("torch") != now["torch"]:
+            text = f"begun under torch {sessions[-1].get('torch')} and continued under {now['torch']}: not bit for bit"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        write_atomically(self.versions, json.dumps([*sessions, now], indent=1) + "\n")
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -15,8 +15,8 @@ from bayesmeta.types import Transitions
 class TaskReplay:
     """Transitions of ``tasks`` tasks, each with its own length, sampled uniformly with replacement.
 
-    Rows are packed ``[tasks, capacity, S + A + 2 + S + 1]`` and the capacity grows by half when it is full, so memory is
-    what the data need. ``recent [tasks, 2]`` marks the rows ``[start, stop)`` of each task's latest visit: PEARL's
+    Rows are packed ``[tasks, capacity, S + A + 2 + S + 1]`` and the capacity grows by half when it is full, so memory
+    is what the data need. ``recent [tasks, 2]`` marks the rows ``[start, stop)`` of each task's latest visit: PEARL's
     recency buffer, of which contexts are sampled, without a second copy of the data.
     """
 

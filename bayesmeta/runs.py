@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from hydra.errors import InstantiationException
@@ -18,7 +18,7 @@ from bayesmeta.config import ConfigError, flat, without_schema
 from bayesmeta.evaluate import evaluate
 from bayesmeta.folder import RunFolder, write_atomically
 from bayesmeta.train import Evaluating, Saving, Summary, derived_seed, seeded, train
-from bayesmeta.types import Algorithm, TaskFamily
+from bayesmeta.types import Algorithm, ControlFamily, TaskFamily
 
 _OWN = re.compile(r"bayesmeta\.(algorithms|tasks)\.[a-z_0-9]+\.[A-Z][A-Za-z0-9]*")
 
@@ -135,7 +135,9 @@ def evaluate_run(config: dict[str, Any]) -> str:
     generator = torch.Generator().manual_seed(derived_seed(config["seed"], "fresh tasks"))
     params = run.family.sample(config["tasks"], config["split"], generator).to(device)
     seed = derived_seed(config["seed"], "fresh episodes")
-    returns = evaluate(run.algorithm, run.family, params, episodes=episodes, seed=seed).returns.cpu()
+    returns = evaluate(
+        run.algorithm, cast(ControlFamily, run.family), params, episodes=episodes, seed=seed
+    ).returns.cpu()
     low, high = bootstrap_interval(returns)
     record = {
         "task": run.family.spec.name,

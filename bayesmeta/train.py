@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from bayesmeta.folder import RunFolder, write_atomically
 from bayesmeta.guards import NonFiniteError, check_finite
 from bayesmeta.logging import Progress, ProgressMode, RunLog
 from bayesmeta.signals import Interrupted, StopRequest, stop_on_signal
-from bayesmeta.types import Algorithm, TaskFamily
+from bayesmeta.types import Algorithm, ControlFamily, TaskFamily
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,8 @@ class _Run:
         try:
             with self.guarded(), self.stop.abandonable():
                 seed = derived_seed(self.seed, "evaluation episodes")
-                rollout = evaluate(self.algorithm, self.family, params, episodes=self.evaluating.episodes, seed=seed)
+                family = cast(ControlFamily, self.family)
+                rollout = evaluate(self.algorithm, family, params, episodes=self.evaluating.episodes, seed=seed)
                 returns = rollout.returns.double().cpu()
                 check_finite(evaluation_returns=returns)
         except Interrupted:
@@ -313,7 +314,7 @@ def _link(source: str, target: str) -> None:
 def parameters(algorithm: Algorithm) -> dict[str, Tensor]:
     """Every parameter that an algorithm holds as an attribute, by itself or in a network."""
     held = {"": algorithm} if isinstance(algorithm, nn.Module) else vars(algorithm)
-    single = {name: part for name, part in held.items() if isinstance(part, nn.Parameter)}
+    single: dict[str, Tensor] = {name: part for name, part in held.items() if isinstance(part, nn.Parameter)}
     networks = {name: part for name, part in held.items() if isinstance(part, nn.Module)}
     return single | {f"{name}.{key}": p for name, part in networks.items() for key, p in part.named_parameters()}
 

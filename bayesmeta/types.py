@@ -244,10 +244,11 @@ class Explorer:
     """How behaviour follows from a belief. Data, no subclasses.
 
     ``policy(obs, z)`` acts; ``reads`` says what of the belief becomes ``z`` (a posterior draw, its mean, or mean and
-    log standard deviation); ``redraw`` is the number of episodes between redraws of ``z`` (0 = every step);
-    ``deterministic`` takes the policy's mode instead of a draw; ``window`` keeps only the last so many transitions
-    for inference (None = all); the first ``prior_episodes`` episodes of a trial draw ``z`` from the prior whatever has
-    been seen; ``bonus(belief_before, belief_after, transitions) -> [B, T]`` is added to an episode's training reward.
+    log standard deviation); ``redraw`` is the number of episodes between redraws of ``z``, counted from the end of the
+    prior episodes (0 = every step); ``deterministic`` takes the policy's mode instead of a draw; ``window`` keeps only
+    the last so many transitions for inference (None = all); the first ``prior_episodes`` episodes of a trial draw ``z``
+    from the belief it began with whatever has been seen; ``bonus(belief_before, belief_after, transitions) -> [B, T]``
+    is added to an episode's training reward.
     """
 
     policy: Callable[..., Any]

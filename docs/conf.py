@@ -19,4 +19,5 @@ myst_heading_anchors = 3
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # those of other projects have formats of their own
 autodoc_default_options = {"members": True, "undoc-members": True}

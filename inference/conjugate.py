@@ -1,5 +1,7 @@
 """Exact posteriors in closed form: linear-Gaussian and Beta-Bernoulli."""
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
@@ -42,7 +44,7 @@ class ConjugateGaussian(nn.Module):
 
     def predictive(self, belief: FullGaussian, x: Float[Tensor, "B N D"]) -> Distribution:
         """The Bayes-optimal predictive ``N(x^T mu, x^T Lambda^{-1} x + noise^2)``: batch ``[B, N]``, event ``[1]``."""
-        posterior = belief.posterior
+        posterior: Any = belief.posterior
         variance = (x @ posterior.covariance_matrix * x).sum(-1, keepdim=True) + self.model.noise**2
         return dist.Normal(x @ posterior.mean.unsqueeze(-1), variance.sqrt()).to_event(1)
 

@@ -15,8 +15,8 @@ def checked(owner: str, data: Context, *, batch: int, x_dim: int, y_dim: int) ->
     expected = (batch, x_dim), (batch, y_dim)
     if tuple((v.shape[0], v.shape[-1]) for v in (data.x, data.y)) != expected:
         raise ValueError(
-            f"{owner}: expected data x [{batch}, N, {x_dim}] and y [{batch}, N, {y_dim}], got {tuple(data.x.shape)} and "
-            f"{tuple(data.y.shape)}; pass the data of the tasks that the belief is about, in the model's own layout"
+            f"{owner}: expected data x [{batch}, N, {x_dim}] and y [{batch}, N, {y_dim}], got {tuple(data.x.shape)} "
+            f"and {tuple(data.y.shape)}; pass the data of the tasks that the belief is about, in the model's own layout"
         )
     padding = ~data.mask.unsqueeze(-1)
     x, y = data.x.masked_fill(padding, 0.0), data.y.masked_fill(padding, 0.0)
@@ -24,8 +24,8 @@ def checked(owner: str, data: Context, *, batch: int, x_dim: int, y_dim: int) ->
     if bad.any():
         task, row = bad.nonzero()[0].tolist()
         raise ValueError(
-            f"{owner}: expected finite data, got a NaN or an infinity in {int(bad.sum())} rows, the first being row {row} "
-            f"of task {task}; mark rows that hold no datum with mask=False"
+            f"{owner}: expected finite data, got a NaN or an infinity in {int(bad.sum())} rows, the first being row "
+            f"{row} of task {task}; mark rows that hold no datum with mask=False"
         )
     return Context(x, y, data.mask)
 

@@ -50,7 +50,7 @@ class FiniteFilter(nn.Module):
     def update(self, belief: Weighted, data: Context) -> Weighted:
         """The belief after also seeing ``data``.
 
-        Raises ValueError on data of a wrong shape or not finite, and where no hypothesis gives the data any probability.
+        Raises ValueError on data of a wrong shape or not finite, and where no hypothesis gives them any probability.
         """
         data = self._checked(belief, data)
         return self._reweighted(belief, belief.log_weights + self._evidence(data))
@@ -74,8 +74,8 @@ class FiniteFilter(nn.Module):
         impossible = log_weights.amax(-1) == -torch.inf
         if impossible.any():
             raise ValueError(
-                f"FiniteFilter: no hypothesis gives the data of {int(impossible.sum())} tasks any probability, the first "
-                f"being task {int(impossible.nonzero()[0]) % len(belief.log_weights)}; the list lacks the truth or the "
-                f"likelihood has no noise"
+                f"FiniteFilter: no hypothesis gives the data of {int(impossible.sum())} tasks any probability, the "
+                f"first being task {int(impossible.nonzero()[0]) % len(belief.log_weights)}; the list lacks the truth "
+                f"or the likelihood has no noise"
             )
         return Weighted(self.points.expand(len(log_weights), -1, -1), log_weights.log_softmax(-1), self.cell)

@@ -24,7 +24,8 @@ def elbo_loss(elbo: ELBO, model: Callable[..., Any], guide: Callable[..., Any], 
     """
     if isinstance(elbo, RenyiELBO):
         return _renyi_loss(elbo, model, guide, *args)
-    return elbo.differentiable_loss(model, guide, *args)
+    differentiable: Any = elbo
+    return differentiable.differentiable_loss(model, guide, *args)
 
 
 def _renyi_loss(elbo: RenyiELBO, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ class OneRow(TorchDistribution):
     torch distributions cannot grow a batch axis on the right; this one delegates and moves the axis in and out.
     """
 
-    arg_constraints: dict = {}
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, base: Distribution) -> None:
         self.base = base
@@ -71,7 +72,7 @@ class TanhNormal(TorchDistribution):
     the reference implementations, ``log(1 - a^2 + 1e-6)``, is biased near the bounds).
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "log_std": constraints.real_vector}
+    arg_constraints: ClassVar[dict] = {"loc": constraints.real_vector, "log_std": constraints.real_vector}
     support = constraints.independent(constraints.interval(-1.0, 1.0), 1)
     has_rsample = True
 
@@ -125,7 +126,7 @@ class Cells(TorchDistribution):
     regular grid. Centres of one task must be distinct.
     """
 
-    arg_constraints: dict = {}
+    arg_constraints: ClassVar[dict] = {}
     has_rsample = False
 
     def __init__(self, points: Float[Tensor, "*b G D"], log_weights: Float[Tensor, "*b G"], cell: Float[Tensor, "D"]):

@@ -31,7 +31,9 @@ class FiniteModel(TaskModel):
     ) -> None:
         super().__init__()
         if points.unique(dim=0).shape != points.shape:
-            raise ValueError("FiniteModel: expected distinct points, got duplicates; add up the weights of equal points")
+            raise ValueError(
+                "FiniteModel: expected distinct points, got duplicates; add up the weights of equal points"
+            )
         self.register_buffer("points", points)
         self.register_buffer("log_weights", log_weights)
         self.register_buffer("cell", torch.zeros_like(points[0]))

@@ -30,7 +30,9 @@ class LinearGaussianModel(TaskModel):
             raise ValueError(f"LinearGaussianModel: noise is a standard deviation, expected > 0, got {noise}")
         scale_tril, failed = torch.linalg.cholesky_ex(covariance)
         if failed.item() or not torch.equal(covariance, covariance.mT):
-            raise ValueError(f"LinearGaussianModel: expected a symmetric positive definite covariance, got {covariance}")
+            raise ValueError(
+                f"LinearGaussianModel: expected a symmetric positive definite covariance, got {covariance}"
+            )
         self.register_buffer("mean", mean)
         self.register_buffer("covariance", covariance)
         self.register_buffer("scale_tril", scale_tril)

@@ -6,6 +6,7 @@ computed once per task and broadcast over the rows, which equals an MLP on the c
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class _OneDNNLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
         if out is not None:
@@ -86,7 +87,7 @@ class MLP(nn.Module):
         self.members = members
         self.weights = nn.ParameterList(
             _uniform(members, o, i, fan_in=i + (z_dim if layer == 0 else 0))
-            for layer, (i, o) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            for layer, (i, o) in enumerate(pairwise(sizes))
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(members, o)) for o in sizes[1:])
         self.latent_weight = _uniform(members, sizes[1], z_dim, fan_in=in_dim + z_dim) if z_dim else None
@@ -110,7 +111,7 @@ class MLP(nn.Module):
         """One network by itself: its products are large enough to run at full speed."""
         h, last = x, len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer == 0 and self.latent_weight is not None:
+            if layer == 0 and self.latent_weight is not None and z is not None:
                 share = z @ self.latent_weight[e].t()  # [B, width]
                 h = linear(h, weight[e], bias[e]).add_(share if x.dim() == 2 else share.unsqueeze(1))
                 h = h.relu_() if last else h
@@ -123,7 +124,7 @@ class MLP(nn.Module):
         h, last = x.reshape(1, -1, x.shape[-1]).expand(self.members, -1, -1), len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
-            if layer == 0 and self.latent_weight is not None:
+            if layer == 0 and self.latent_weight is not None and z is not None:
                 share = (z @ self.latent_weight.mT).unsqueeze(2)  # [E, B, 1, width]
                 h = h.view(self.members, share.shape[1], -1, h.shape[-1]).add_(share).view(h.shape)
             if layer < last:

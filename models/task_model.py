@@ -20,7 +20,6 @@ from torch.distributions import Distribution
 from bayesmeta.models.distributions import OneRow
 from bayesmeta.types import Context
 
-
 # Without it Pyro copies a program's learned parameters into its global store, where two models of one class collide.
 _own_parameters = pyro.settings.context(module_local_params=True)
 
@@ -50,8 +49,10 @@ class TaskModel(PyroModule):
         with pyro.plate("task", data.batch, dim=-2):
             z = pyro.sample("z", OneRow(self.prior(data.batch)))
             if data.size:  # Pyro has no empty plates
-                with pyro.plate("datum", data.size, dim=-1), pyro.poutine.mask(mask=data.mask):
-                    pyro.sample("y", self.likelihood(z, data), obs=data.y if observe else None)
+                real: Any = data.mask
+                with pyro.plate("datum", data.size, dim=-1), pyro.poutine.mask(mask=real):
+                    law: Any = self.likelihood(z, data)
+                    pyro.sample("y", law, obs=data.y if observe else None)
         return z
 
     def log_prior(self, z: Float[Tensor, "*S B D"]) -> Float[Tensor, "*S B"]:

@@ -99,9 +99,6 @@ def run(env=None, episodes=4, belief=None, seed=None, inference=None, spec=SPEC,
     return collect(env or Steps(), explorer, inference or Sum(), spec, episodes=episodes, belief=belief, seed=seed)
 
 
-# --- what is recorded ------------------------------------------------------------------------------------------------
-
-
 def test_transitions_are_what_happened():
     rollout = run(episodes=2)
     first, second = rollout.episodes
@@ -109,7 +106,9 @@ def test_transitions_are_what_happened():
     assert first.reward.tolist() == [[11, 12, 13]] and second.reward.tolist() == [[21, 22, 23]]
     assert second.action.squeeze(-1)[0].tolist() == pytest.approx([0.036] * 3)
     assert first.mask.all() and not first.terminated.any()
-    assert first.boundary.tolist() == [[False, False, True]]  # the horizon ends an episode that the environment does not
+    assert first.boundary.tolist() == [
+        [False, False, True]
+    ]  # the horizon ends an episode that the environment does not
     assert rollout.returns.tolist() == [RETURNS[:2]]
     assert rollout.transitions.reward.tolist() == [[11, 12, 13, 21, 22, 23]]
 
@@ -158,9 +157,6 @@ def test_deterministic_takes_the_mode():
     assert (rollout.episodes[0].action == 0.25).all()
     rollout = run(policy=lambda obs, z: law, episodes=1)
     assert len(rollout.episodes[0].action.unique()) == HORIZON
-
-
-# --- when the belief is updated and the latent redrawn -------------------------------------------------------------------
 
 
 def test_beliefs_before_and_after_every_episode():
@@ -246,9 +242,6 @@ def test_trial_continues_from_a_given_belief():
     assert rollout.latents[0, :, 0].tolist() == [1000, 1000, 1102, 1198]
 
 
-# --- window ------------------------------------------------------------------------------------------------------------
-
-
 def test_window_keeps_the_last_data_only():
     rollout = run(window=4, belief=Point(torch.full((1, 1), 1000.0)))
     last = [11 + 12 + 13, 13 + 21 + 22 + 23, 23 + 31 + 32 + 33, 33 + 41 + 42 + 43]
@@ -269,9 +262,6 @@ def test_window_counts_real_data_of_each_task():
     assert short == (0, 11, 11 + 21, 21 + 31, 31 + 41)
     assert long == (0, 12 + 13, 22 + 23, 32 + 33, 42 + 43)
     assert inference.updates[-1].size == 2 * HORIZON  # what is older than every window was dropped
-
-
-# --- rewards -----------------------------------------------------------------------------------------------------------
 
 
 def test_training_reward_is_apart_from_what_is_reported_and_inferred_from():
@@ -310,11 +300,10 @@ def test_context_holds_next_observations_where_dynamics_vary():
     assert rollout.beliefs[1].z.item() == 36 + 3 + 6
 
 
-# --- guard -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("redraw", [1, 0])
-@pytest.mark.parametrize("t, what, name", [(2, "reward", "reward"), (2, "obs", "observation"), (0, "obs", "observation")])
+@pytest.mark.parametrize(
+    "t, what, name", [(2, "reward", "reward"), (2, "obs", "observation"), (0, "obs", "observation")]
+)
 def test_nan_stops_before_belief_and_policy_see_it(redraw, t, what, name):
     def policy(obs, z):
         assert obs.isfinite().all() and z.isfinite().all(), "the policy saw a NaN"

@@ -89,9 +89,6 @@ def test_padding_is_dropped():
     assert replay.size.tolist() == [2, 1] and all_tags(replay, 0) == [1, 3] and all_tags(replay, 1) == [7]
 
 
-# --- the latest visit ------------------------------------------------------------------------------------------------
-
-
 def test_recent_rows_are_those_of_the_latest_visit():
     replay, both = TaskReplay(2, obs_dim=2, action_dim=1), torch.arange(2)
     replay.begin_visit(both)
@@ -114,9 +111,6 @@ def test_tasks_without_data_are_named():
     assert all_tags(replay, 1) == [1]
     with pytest.raises(ValueError, match=r"no data for tasks \[1\]"):
         replay.sample_recent(torch.tensor([1]), 5, torch.Generator())
-
-
-# --- memory and state --------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)

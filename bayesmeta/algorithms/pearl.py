@@ -128,11 +128,10 @@ class PEARL:
         self.target = deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature), device=self.device).log())
 
-        fused = {"lr": lr, "fused": True}
         self._q_parameters = [*self.critics.parameters(), *self.inference.parameters()]
-        self._q_optimizer = torch.optim.Adam(self._q_parameters, **fused)
-        self._policy_optimizer = torch.optim.Adam(self.policy.parameters(), **fused)
-        self._temperature_optimizer = torch.optim.Adam([self.log_temperature], **fused)
+        self._q_optimizer = torch.optim.Adam(self._q_parameters, lr=lr, fused=True)
+        self._policy_optimizer = torch.optim.Adam(self.policy.parameters(), lr=lr, fused=True)
+        self._temperature_optimizer = torch.optim.Adam([self.log_temperature], lr=lr, fused=True)
         self._elbo = TraceMeanField_ELBO() if elbo is None else elbo
         self._model = FactorModel(self._prior, self._factor, kl_weight)
 

@@ -29,7 +29,8 @@ def to_arviz(source: Any) -> Any:
 
     if int(arviz.__version__.split(".")[0]) >= 1:
         return tree.copy()
-    return arviz.InferenceData(**{name: node.to_dataset() for name, node in tree.children.items()}, attrs=tree.attrs)
+    groups: dict[str, Any] = {name: node.to_dataset() for name, node in tree.children.items()}
+    return arviz.InferenceData(attrs=tree.attrs, **groups)
 
 
 def _of_pyro(source: Any) -> xr.DataTree:

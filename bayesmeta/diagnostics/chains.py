@@ -8,15 +8,15 @@ from pyro.infer import MCMC
 
 
 def chains_tree(mcmc: Any) -> xr.DataTree:
-    """``posterior`` and ``sample_stats.diverging`` of a Pyro ``MCMC`` that has run: dimensions chain, draw, then the rest.
+    """``posterior`` and ``sample_stats.diverging`` of a Pyro ``MCMC`` that has run, dimensions chain and draw first.
 
-    Sites keep their names. The latent ``z`` of this library's programs, ``[B, 1, D]``, becomes ``z [task, latent_dim]``.
+    Sites keep their names. The latent ``z`` of this library's programs, ``[B, 1, D]``, has dimensions task, latent_dim.
     Raises TypeError for anything but an ``MCMC``.
     """
     if not isinstance(mcmc, MCMC):
         raise TypeError(
-            f"to_arviz: expected a results file's path, a results tree or a pyro.infer.MCMC, got {type(mcmc).__name__}; "
-            f"make results of a belief with bayesmeta.diagnostics.results_from"
+            f"to_arviz: expected a results file's path, a results tree or a pyro.infer.MCMC, got "
+            f"{type(mcmc).__name__}; make results of a belief with bayesmeta.diagnostics.results_from"
         )
     samples = {name: value.detach().cpu().numpy() for name, value in mcmc.get_samples(group_by_chain=True).items()}
     variables = {}

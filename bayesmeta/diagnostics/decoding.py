@@ -8,16 +8,18 @@ then. Where the family's exact posterior is known, its mean is the best any proc
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
 
-from bayesmeta.diagnostics.results import parameters
+from bayesmeta.diagnostics.results import array, parameters
 from bayesmeta.types import Context, Inference
 
 FOLDS = 5
+_DIMS = ("context_step", "task", "param")
 _PENALTIES = np.logspace(-4, 4, 25)
 _MAX_QUADRATIC = 12  # dimensions: beyond it the products outnumber the tasks
 _ROWS = 1 << 10  # rows of context given to an exact posterior at once: grids need much memory per row
@@ -28,18 +30,21 @@ def decode(tree: xr.DataTree) -> xr.Dataset:
 
     Raises ValueError for fewer tasks than twice the number of folds.
     """
-    means = tree["fit_stats"]["mean"]
-    names, truth = parameters(tree)
-    predictions = [cross_fitted(mean, truth) for mean in means.values.astype(float)]
-    coordinates = {"context_step": means["context_step"], "task": means["task"], "param": list(names)}
-    return xr.Dataset({"mean": (("context_step", "task", "param"), np.stack(predictions))}, coordinates)
+    _, truth = parameters(tree)
+    predictions = [cross_fitted(mean, truth) for mean in array(tree, "fit_stats", "mean").astype(float)]
+    return xr.Dataset({"mean": (_DIMS, np.stack(predictions))}, _coordinates(tree))
+
+
+def _coordinates(tree: xr.DataTree) -> dict[str, Any]:
+    labels = {name: array(tree, "posterior", name) for name in ("context_step", "task")}
+    return {**labels, "param": list(parameters(tree)[0])}
 
 
 def cross_fitted(features: Float[np.ndarray, "B F"], targets: Float[np.ndarray, "B M"]) -> Float[np.ndarray, "B M"]:
     """Predictions for every task by :func:`probe` fitted on the other folds.
 
-    Tasks with the same parameters share a fold, so that none is judged by a probe that was fitted on itself, unless there
-    are only a few different ones (directions, say).
+    Tasks with the same parameters share a fold, so that none is judged by a probe that was fitted on itself, unless
+    there are only a few different ones (directions, say).
     """
     if len(features) < 2 * FOLDS:
         raise ValueError(f"cross_fitted: expected at least {2 * FOLDS} tasks for {FOLDS} folds, got {len(features)}")
@@ -69,7 +74,7 @@ def probe(features: Float[np.ndarray, "F D"], targets: Float[np.ndarray, "F M"])
 def decoder(tree: xr.DataTree, draws: int = 20) -> Predictor:
     """What task a latent stands for: the probe from posterior draws after all data to the true parameters."""
     _, truth = parameters(tree)
-    z = tree["posterior"]["z"].values[0, :draws, -1].astype(float)
+    z = array(tree, "posterior", "z")[0, :draws, -1].astype(float)
     return probe(z.reshape(-1, z.shape[-1]), np.tile(truth, (len(z), 1)))
 
 
@@ -110,7 +115,7 @@ def exact_curve(exact: Inference, context: Context, tree: xr.DataTree) -> xr.Dat
 
     ``exact`` is a filter (``update`` twice equals ``update`` once) over the task parameters in their order.
     """
-    steps = tree["posterior"]["context_step"].values
+    steps = array(tree, "posterior", "context_step")
     per_chunk = max(1, _ROWS // max(1, context.size))
     chunks = []
     for start in range(0, context.batch, per_chunk):
@@ -123,14 +128,10 @@ def exact_curve(exact: Inference, context: Context, tree: xr.DataTree) -> xr.Dat
             moments.append(torch.stack([posterior.mean, posterior.variance.sqrt()]))
         chunks.append(torch.stack(moments, 1))
     mean, sd = torch.cat(chunks, 2).cpu().numpy()
-    dims = ("context_step", "task", "param")
-    return xr.Dataset(
-        {"mean": (dims, mean), "sd": (dims, sd)},
-        {"context_step": steps, "task": tree["posterior"]["task"], "param": list(parameters(tree)[0])},
-    )
+    return xr.Dataset({"mean": (_DIMS, mean), "sd": (_DIMS, sd)}, _coordinates(tree))
 
 
 def squared_errors(tree: xr.DataTree, group: str) -> Float[np.ndarray, "C B"]:
     """Squared distance of a group's ``mean`` from the true parameters, per context size and task."""
     _, truth = parameters(tree)
-    return ((tree[group]["mean"].values - truth) ** 2).sum(-1)
+    return ((array(tree, group, "mean") - truth) ** 2).sum(-1)

@@ -1,7 +1,7 @@
 """From library objects to results: one call for any inference procedure, a user's own included."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,8 @@ def results_from(
         sizes = context_sizes(context.size, spec.horizon)
     elif sorted({0, *sizes}) != list(sizes) or sizes[-1] > context.size:
         raise ValueError(
-            f"results_from: expected sizes that begin with 0, increase and end by {context.size} rows, got {list(sizes)}"
+            f"results_from: expected sizes that begin with 0, increase and end by {context.size} rows, got "
+            f"{list(sizes)}"
         )
     with seeded(seed):
         groups = _belief_groups(context, inference, sizes, draws, model)
@@ -87,7 +88,7 @@ def results_from(
         groups,
         {
             "bayesmeta_version": __version__,
-            "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "family": spec.name,
             "horizon": spec.horizon,
             "param_names": list(spec.param_names),
@@ -218,7 +219,9 @@ def _labelled(group: xr.Dataset, sizes: Sequence[int], spec: Spec) -> xr.Dataset
         "param": list(spec.param_names),
     }
     named = {dim: labels[dim] for dim in group.dims if dim in labels}
-    counted = {dim: np.arange(size) for dim, size in group.sizes.items() if dim not in named and dim not in group.coords}
+    counted = {
+        dim: np.arange(size) for dim, size in group.sizes.items() if dim not in named and dim not in group.coords
+    }
     return group.assign_coords({**named, **counted})
 
 

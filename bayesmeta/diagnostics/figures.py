@@ -23,7 +23,8 @@ from bayesmeta.diagnostics.plotting import (
     ordered,
     panel,
 )
-from bayesmeta.diagnostics.results import attribute, parameters
+from bayesmeta.diagnostics.results import array, attribute, parameters
+from bayesmeta.diagnostics.tables import references
 
 _DIMENSIONS = 6  # latent dimensions drawn at most, those with the most information
 _REFERENCE_NAMES = {"oracle": "oracle: told the task", "still": "standing still", "upper_bound": "upper bound"}
@@ -47,15 +48,9 @@ def adaptation(tree: xr.DataTree) -> Figure:
     return figure
 
 
-def references(group: xr.Dataset) -> dict[str, np.ndarray]:
-    """Reference returns per task by name."""
-    prefix = "reference_"
-    return {str(n).removeprefix(prefix): v.values for n, v in group.data_vars.items() if str(n).startswith(prefix)}
-
-
 def learned_and_exact(tree: xr.DataTree) -> Figure:
     """Error of the decoded parameters against context size, beside the exact posterior's where it is known."""
-    steps = tree["posterior"]["context_step"].values.tolist()
+    steps = array(tree, "posterior", "context_step").tolist()
     names, truth = parameters(tree)
     figure, axes = panel()
     for group, colour, label in (("decoded", LEARNED, "learned belief, decoded"), ("exact", EXACT, "exact posterior")):
@@ -64,7 +59,7 @@ def learned_and_exact(tree: xr.DataTree) -> Figure:
             interval = [np.sqrt(end) for end in bootstrap_interval(errors.T)]
             band(axes, steps, np.sqrt(errors.mean(1)), interval, colour, label)
     if "exact" in tree.children:
-        spread = np.sqrt((tree["exact"]["sd"].values ** 2).sum(-1).mean(1))
+        spread = np.sqrt((array(tree, "exact", "sd") ** 2).sum(-1).mean(1))
         axes.plot(steps, spread, color=EXACT, linestyle=":", label="exact posterior's own sd")
     prior = np.sqrt(((truth - truth.mean(0)) ** 2).sum(1).mean())
     axes.axhline(prior, color=MUTED, linewidth=1, linestyle="--", label="knowing nothing")
@@ -86,14 +81,14 @@ def most_active(tree: xr.DataTree) -> list[int]:
 
 def per_dimension(tree: xr.DataTree, variable: str, title: str, ylabel: str) -> Figure:
     """A statistic of each latent dimension against context size."""
-    steps = tree["posterior"]["context_step"].values.tolist()
-    values = tree["fit_stats"][variable].values
+    steps = array(tree, "posterior", "context_step").tolist()
+    values = array(tree, "fit_stats", variable)
     low, high = bootstrap_interval(values.transpose(1, 0, 2))
     figure, axes = panel()
     for colour, d in zip(COLOURS, most_active(tree), strict=False):
         band(axes, steps, values[:, :, d].mean(1), (low[:, d], high[:, d]), colour, f"z{d}")
     if variable == "kl":
-        total = tree["fit_stats"]["kl_total"].values.mean(1)
+        total = array(tree, "fit_stats", "kl_total").mean(1)
         axes.plot(steps, total, color=COLOURS[-1], linestyle="--", linewidth=1.3, label="all together")
     axes.axhline(0, color=MUTED, linewidth=0.9)
     axes.set(ylabel=ylabel, title=title)
@@ -104,7 +99,7 @@ def per_dimension(tree: xr.DataTree, variable: str, title: str, ylabel: str) -> 
 
 def active(tree: xr.DataTree) -> Figure:
     """Information in each latent dimension after all data, against the threshold of being active."""
-    kl = tree["fit_stats"]["kl"].values[-1]
+    kl = array(tree, "fit_stats", "kl")[-1]
     mean, (low, high) = kl.mean(0), bootstrap_interval(kl)
     colours = [LEARNED if on else MUTED for on in active_dimensions(kl)]
     figure, axes = panel()
@@ -129,7 +124,7 @@ def prior_and_posterior(tree: xr.DataTree, tasks: int = 4) -> Figure:
     rows = -(-len(dims) // columns)
     figure = Figure((3.1 * columns, 2.3 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    posterior, prior = tree["posterior"]["z"].values[:, :, -1], tree["prior"]["z"].values
+    posterior, prior = array(tree, "posterior", "z")[:, :, -1], array(tree, "prior", "z")
     for axes, d in zip(grid.flat, dims, strict=False):
         pooled = prior[..., d].ravel()[:4000]
         for b in range(min(tasks, posterior.shape[2])):
@@ -157,8 +152,8 @@ def density(draws: Float[np.ndarray, "S"], points: int = 200) -> tuple[np.ndarra
 
 def latent_map(tree: xr.DataTree, columns: int = 4) -> Figure:
     """Posterior means of all tasks in the plane of their two main directions, coloured by the true parameters."""
-    means = tree["fit_stats"]["mean"].values.astype(float)
-    steps = tree["posterior"]["context_step"].values
+    means = array(tree, "fit_stats", "mean").astype(float)
+    steps = array(tree, "posterior", "context_step")
     names, truth = parameters(tree)
     planes, shares = principal_plane(means)
     chosen = np.unique(np.linspace(1, len(steps) - 1, min(columns, len(steps) - 1)).round().astype(int))

@@ -2,11 +2,12 @@ r"""What data did to a belief: contraction and information gained, in nats, per 
 
 For a posterior ``q`` and the prior ``p`` of the same procedure, per task:
 
-    contraction_d = 1 - Var_q[z_d] / Var_p[z_d]        1 = the dimension is known, 0 = nothing was learned, below 0 = the
-                                                       belief is wider than the prior (never clipped: it is a symptom)
-    kl_d          = KL(q(z_d) || p(z_d))               of the marginals; sums to the total where both factorise
+    contraction_d = 1 - Var_q[z_d] / Var_p[z_d]
+    kl_d          = KL(q(z_d) || p(z_d))
     kl_total      = KL(q(z) || p(z))
 
+A contraction of 1 means that the dimension is known, 0 that nothing was learned of it, and below 0 that the belief is
+wider than the prior: a symptom, so it is never clipped. The marginal KLs add up to the total where both laws factorise.
 A dimension is active if its mean KL over tasks exceeds 0.01 nat (Burda, Grosse and Salakhutdinov 2016 use a variance;
 the KL has a unit).
 """

@@ -9,11 +9,11 @@ from jaxtyping import Float
 _VALUES = 1 << 24  # resampled values in memory at a time
 
 
-def iqm(values: Float[np.ndarray, "N *rest"], axis: int = 0) -> Float[np.ndarray, "*rest"]:
-    """Interquartile mean: the mean of what is left when a quarter of the values is cut off at each end."""
+def iqm(values: Float[np.ndarray, "..."], axis: int = 0) -> Float[np.ndarray, "..."]:
+    """Interquartile mean along an axis: of what is left when a quarter of the values is cut off at each end."""
     count = values.shape[axis]
     cut = count // 4
-    return np.sort(values, axis).take(range(cut, count - cut), axis).mean(axis)
+    return np.asarray(np.sort(values, axis).take(range(cut, count - cut), axis).mean(axis))
 
 
 def bootstrap_interval(

@@ -38,7 +38,7 @@ def paths(tree: xr.DataTree, exact: Inference | None, tasks: int = 4, rows: int 
     starts = [int((episode_of_t < k).sum()) for k in shown]
     beliefs = _beliefs(exact, _context(group, tasks), starts) if exact else []
     drawn, acted = _imagined(tree, starts, shown)
-    figure = Figure((2.35 * tasks + 0.4, 2.35 * len(shown) + 0.6), layout="constrained")
+    figure = Figure((2.35 * tasks + 0.4, 2.35 * len(shown) + 1.1), layout="constrained")
     grid = figure.subplots(len(shown), tasks, squeeze=False, sharex=True, sharey=True)
     for row, k in enumerate(shown):
         for b, axes in enumerate(grid[row]):
@@ -67,10 +67,11 @@ def _imagined(
     """
     decode = decoder(tree)
     before = tree["posterior"].dataset["z"].sel(context_step=list(starts)).isel(chain=0, draw=slice(draws))
-    z = before.transpose("context_step", "task", "draw", "latent_dim").values.astype(float)
-    latent = tree["trajectory"]["latent"].sel(episode=list(shown)).values.swapaxes(0, 1).astype(float)
-    acted = latent[:, :, None] if latent.shape[-1] == z.shape[-1] else latent[:, :, :0]
-    return tuple(decode(part.reshape(-1, z.shape[-1])).reshape(*part.shape[:3], 2) for part in (z, acted))
+    z = before.transpose("context_step", "task", "draw", "latent_dim").to_numpy().astype(float)
+    latent = tree["trajectory"].to_dataset()["latent"].sel(episode=list(shown)).to_numpy().swapaxes(0, 1).astype(float)
+    acted = latent[:, :, None] if latent.shape[-1] == z.shape[-1] else np.empty((*latent.shape[:2], 0, z.shape[-1]))
+    goals, goal = (decode(part.reshape(-1, z.shape[-1])).reshape(*part.shape[:3], 2) for part in (z, acted))
+    return goals, goal
 
 
 def _draw_path(axes: Axes, states: np.ndarray, goal: np.ndarray) -> None:
@@ -82,15 +83,25 @@ def _draw_path(axes: Axes, states: np.ndarray, goal: np.ndarray) -> None:
 
 
 def _draw_imagined(axes: Axes, drawn: np.ndarray, acted: np.ndarray) -> None:
-    axes.scatter(*drawn.T, s=5, color=LEARNED, alpha=0.5, linewidths=0, label="goals the agent thinks possible")
-    axes.scatter(*acted.T, s=60, facecolors="none", edgecolors=LEARNED, linewidths=1.6, label="the one it acts on")
+    axes.scatter(
+        drawn[:, 0], drawn[:, 1], s=5, color=LEARNED, alpha=0.5, linewidths=0, label="goals the agent thinks possible"
+    )
+    axes.scatter(
+        acted[:, 0],
+        acted[:, 1],
+        s=60,
+        facecolors="none",
+        edgecolors=LEARNED,
+        linewidths=1.6,
+        label="the one it acts on",
+    )
 
 
 def _draw_belief(axes: Axes, belief: Weighted, task: int) -> None:
     points, mass = belief.points[task].numpy(), belief.log_weights[task].exp().numpy()
     axes.plot([], [], color="#b8c1cc", marker="s", linestyle="", markersize=7, label="exact belief")
     if not (belief.cell > 0).all():
-        axes.scatter(*points.T, c=_shade(mass), s=18, linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], c=_shade(mass), s=18, linewidths=0)
         return
     blocks = round(len(points) ** 0.5) // _BLOCK
     image = mass.reshape(blocks, _BLOCK, blocks, _BLOCK).sum((1, 3)).T  # the first coordinate runs along x

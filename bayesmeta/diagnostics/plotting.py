@@ -45,7 +45,10 @@ STYLE: dict[str, Any] = {
 
 def rendered(draw: Callable[[], Figure]) -> bytes:
     """A figure as PNG, drawn in this module's style; matplotlib's own settings are left as they are."""
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": matplotlib.rcParams["backend"]}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        for name, value in STYLE.items():
+            matplotlib.rcParams[name] = value  # type: ignore[index]
         buffer = io.BytesIO()
         draw().savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
@@ -87,7 +90,7 @@ def log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
-def band(axes: Axes, x: Sequence[float], mean: Any, interval: Any, colour: str, label: str, **style: Any) -> None:
+def band(axes: Axes, x: Any, mean: Any, interval: Any, colour: Any, label: str) -> None:
     """A line with its interval behind it."""
-    axes.plot(x, mean, color=colour, label=label, marker="o", markersize=3.5, **style)
+    axes.plot(x, mean, color=colour, label=label, marker="o", markersize=3.5)
     axes.fill_between(x, *interval, color=colour, alpha=0.18, linewidth=0)

@@ -1,9 +1,8 @@
 """One HTML file that needs nothing else: figures, tables and what they mean."""
 
 import base64
-import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from bayesmeta.diagnostics import figures, navigation
+from bayesmeta.diagnostics import figures, navigation, tables
 from bayesmeta.diagnostics.decoding import squared_errors
-from bayesmeta.diagnostics.intervals import bootstrap_interval, iqm
+from bayesmeta.diagnostics.information import active_dimensions
 from bayesmeta.diagnostics.plotting import rendered
-from bayesmeta.diagnostics.results import attribute, parameters
+from bayesmeta.diagnostics.results import array, attribute, parameters
+from bayesmeta.diagnostics.tables import numbers, text
 from bayesmeta.diagnostics.truth import exact_posterior
-from bayesmeta.diagnostics.verdicts import passed, verdicts
+from bayesmeta.diagnostics.verdict import verdicts
 from bayesmeta.diagnostics.words import CSS, GLOSSARY
 from bayesmeta.folder import RunFolder, write_atomically
 from bayesmeta.types import TaskFamily
@@ -26,7 +26,7 @@ from bayesmeta.types import TaskFamily
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure with its caption, which is also what a reader who cannot see it gets."""
+    """A figure, what a reader is told who cannot see it, and its caption. ``wide`` ones have a row of their own."""
 
     draw: Callable[[], Figure]
     alternative: str
@@ -34,82 +34,77 @@ class Panel:
     wide: bool = False
 
     def html(self) -> str:
+        """The figure as an element, its image inside."""
         image = base64.b64encode(rendered(self.draw)).decode()
-        kind = "wide" if self.wide else "small"
+        kind = ' class="wide"' if self.wide else ""
         return (
-            f'<figure class="{kind}"><img src="data:image/png;base64,{image}" alt="{html.escape(self.alternative)}">'
-            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
+            f'<figure{kind}><img src="data:image/png;base64,{image}" alt="{text(self.alternative)}">'
+            f"<figcaption>{text(self.caption)}</figcaption></figure>"
         )
 
 
 def write_report(
     tree: xr.DataTree, path: Path | str, *, family: TaskFamily | None = None, run: RunFolder | None = None
 ) -> Path:
-    """Write the report of some results. ``family`` adds the exact belief to paths, ``run`` the learning curve."""
-    path = Path(path)
+    """Write the report of some results, whole or not at all.
+
+    ``family`` adds the exact belief to paths in the plane, ``run`` the learning curve.
+    """
+    path = Path(path).absolute()
     write_atomically(path, report(tree, family, run))
     return path
 
 
 def report(tree: xr.DataTree, family: TaskFamily | None = None, run: RunFolder | None = None) -> str:
     """The page, in ASCII."""
-    found = verdicts(tree)
     title = f"{attribute(tree, 'algorithm', attribute(tree, 'inference'))} on {attribute(tree, 'family')}"
     body = [
-        f"<h1>{_text(title)}</h1>",
-        f'<p class="lead">{_text(_summary(tree))}</p>',
-        _section("What was found", f'<div class="card scroll">{_verdict_table(found, passed(found))}</div>'),
+        f'<h1>{text(title)}</h1><p class="lead">{text(tables.summary(tree))}</p>',
+        _section("What was found", tables.verdict_list(verdicts(tree))),
     ]
-    for heading, text, panels, table in _sections(tree, family, run):
-        shown = "".join(panel.html() for panel in panels)
-        body.append(_section(heading, f"<p>{_text(text)}</p>", f'<div class="figures">{shown}</div>', table))
-    body += [_section("What the words mean", _glossary()), _section("How this was made", _settings(tree))]
+    if "trajectory" in tree.children:
+        words = "Every task is new to the agent. It acts, infers the task from what it sees, and acts again."
+        body.append(_section("Behaviour", words, *_behaviour(tree, family, run), tables.returns_table(tree)))
+    words = "How fast the belief finds out which task this is: every point is the belief after so many data of a trial."
+    body.append(_section("What is known after how much data", words, *_knowledge(tree), tables.context_table(tree)))
+    words = "The latent that is inferred: what its dimensions hold, and how the belief about it moves."
+    body.append(_section("The latent", words, *_latent(tree)))
+    body.append(_section("What the words mean", tables.glossary(GLOSSARY)))
+    words = "The numbers of every figure are in results.nc beside this file; ArviZ and xarray open it."
+    body.append(_section("How this was made", words, tables.settings(tree)))
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}: bayesmeta</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(title)}: bayesmeta</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>'
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
-Section = tuple[str, str, list[Panel], str]
-
-
-def _sections(tree: xr.DataTree, family: TaskFamily | None, run: RunFolder | None) -> list[Section]:
-    """Heading, words, figures and a table of every section that the results have something for."""
-    sections = []
-    if "trajectory" in tree.children:
-        panels = _behaviour(tree, family, run)
-        text = "Every task is new to the agent. It acts, infers the task from what it sees, and acts again."
-        sections.append(("Behaviour", text, panels, _returns_table(tree)))
-    text = (
-        "How fast the belief finds out which task this is, and how much of that could be known: every point is the belief "
-        "after the first so many data of a trial."
-    )
-    sections.append(("What is known after how much data", text, _knowledge(tree), _context_table(tree)))
-    text = "The latent that the agent infers: what its dimensions hold, and how the belief about it moves."
-    sections.append(("The latent", text, _latent(tree), ""))
-    return sections
+def _section(heading: str, *parts: str | Panel) -> str:
+    """A heading, words (a part that is not markup), figures together, and tables."""
+    panels = "".join(part.html() for part in parts if isinstance(part, Panel))
+    words = "".join(f"<p>{text(p)}</p>" for p in parts if isinstance(p, str) and not p.startswith("<"))
+    markup = "".join(part for part in parts if isinstance(part, str) and part.startswith("<"))
+    shown = f'<div class="figures">{panels}</div>' if panels else ""
+    return f"<section><h2>{text(heading)}</h2>{words}{shown}{markup}</section>"
 
 
 def _behaviour(tree: xr.DataTree, family: TaskFamily | None, run: RunFolder | None) -> list[Panel]:
-    means = ", ".join(f"{value:.3g}" for value in tree["trajectory"]["return"].values.mean(0))
     panels = [
         Panel(
             lambda: figures.adaptation(tree),
-            f"Mean return by adaptation episode: {means}.",
+            f"Mean return by adaptation episode: {numbers(array(tree, 'trajectory', 'return').mean(0))}.",
             "Return of each adaptation episode: mean over tasks with its 95 % interval, every task as a dot, and what "
             "reference agents get.",
         )
     ]
     records = _json_lines(run.evaluation / "returns.jsonl") if run else []
-    if len(records) > 1:
+    if run and len(records) > 1:
         steps = {line["iteration"]: line["env_steps"] for line in _json_lines(run.metrics) if "env_steps" in line}
-        last = ", ".join(f"{value:.3g}" for value in records[-1]["returns"])
         panels.append(
             Panel(
                 lambda: figures.learning(records, steps),
-                f"Learning curve of the test return by adaptation episode; at the last evaluation {last}.",
+                f"Test return by adaptation episode at the last evaluation: {numbers(records[-1]['returns'])}.",
                 "Test return of each adaptation episode in the course of training, mean and 95 % interval over tasks.",
             )
         )
@@ -118,10 +113,10 @@ def _behaviour(tree: xr.DataTree, family: TaskFamily | None, run: RunFolder | No
         panels.append(
             Panel(
                 lambda: navigation.paths(tree, exact),
-                "Paths of the agent in four tasks, one panel per episode, with start and goal.",
-                "Paths of the first four tasks. Blue dots: goals that the agent thinks possible when the episode begins, "
-                "decoded from draws of its belief; the ring is the one it acts on. Grey: what exact inference believes, "
-                "given the same data; the darker the surer.",
+                "Paths of the agent in four tasks, a row of panels per episode, with start, goal and beliefs.",
+                "Paths in four tasks, one row an episode. Blue dots: goals that the agent thinks possible when the "
+                "episode begins, decoded from draws of its belief; the ring is the one it acts on. Grey: what exact "
+                "inference believes given the same data, the darker the surer.",
                 wide=True,
             )
         )
@@ -129,43 +124,43 @@ def _behaviour(tree: xr.DataTree, family: TaskFamily | None, run: RunFolder | No
 
 
 def _knowledge(tree: xr.DataTree) -> list[Panel]:
-    stats = tree["fit_stats"].dataset
     panels = []
     if "decoded" in tree.children:
         error = np.sqrt(squared_errors(tree, "decoded").mean(1))
-        exact = " The exact posterior on the same data is the limit." if "exact" in tree.children else ""
+        limit = " The exact posterior on the same data is the limit." if "exact" in tree.children else ""
         panels.append(
             Panel(
                 lambda: figures.learned_and_exact(tree),
-                f"Error of the decoded task parameters falls from {error[0]:.3g} to {error[-1]:.3g} with data.",
-                f"Error of the true task parameters as decoded from the belief on held-out tasks.{exact}",
+                f"Error of the decoded task parameters by context size: {numbers(error)}.",
+                f"Error of the true task parameters as decoded from the belief on held-out tasks.{limit}",
             )
         )
-    contraction = stats["contraction"].values.mean(1)[-1]
+    contraction = array(tree, "fit_stats", "contraction")[-1].mean(0)
     panels.append(
         Panel(
-            lambda: figures.per_dimension(tree, "contraction", "Posterior contraction", "1 - posterior / prior variance"),
-            f"Mean contraction per latent dimension after all data: {_numbers(contraction)}.",
+            lambda: figures.per_dimension(
+                tree, "contraction", "Posterior contraction", "1 - posterior / prior variance"
+            ),
+            f"Mean contraction per latent dimension after all data: {numbers(contraction)}.",
             "Contraction of each latent dimension: 1 means known, 0 untouched, below 0 wider than the prior.",
         )
     )
-    kl = stats["kl"].values[-1]
-    if not np.isnan(kl).any():
-        panels.append(
-            Panel(
-                lambda: figures.per_dimension(tree, "kl", "Information gained", "KL from the prior (nats)"),
-                f"KL from the prior per latent dimension after all data: {_numbers(kl.mean(0))} nats.",
-                "Information about the latent, per dimension and in all, in nats.",
-            )
-        )
-        panels.append(
-            Panel(
-                lambda: figures.active(tree),
-                f"KL of each latent dimension after all data, in nats: {_numbers(kl.mean(0))}.",
-                "Which dimensions data move, after all data of the trial.",
-            )
-        )
-    return panels
+    kl = array(tree, "fit_stats", "kl")[-1]
+    if np.isnan(kl).any():
+        return panels
+    return [
+        *panels,
+        Panel(
+            lambda: figures.per_dimension(tree, "kl", "Information gained", "KL from the prior (nats)"),
+            f"KL from the prior per latent dimension after all data, in nats: {numbers(kl.mean(0))}.",
+            "Information about the latent, per dimension and in all, in nats.",
+        ),
+        Panel(
+            lambda: figures.active(tree),
+            f"{int(active_dimensions(kl).sum())} of {kl.shape[1]} latent dimensions are active.",
+            "Which dimensions data move, after all data of the trial.",
+        ),
+    ]
 
 
 def _latent(tree: xr.DataTree) -> list[Panel]:
@@ -182,109 +177,14 @@ def _latent(tree: xr.DataTree) -> list[Panel]:
         panels.append(
             Panel(
                 lambda: figures.latent_map(tree),
-                f"Posterior means of all tasks in a plane at several context sizes, coloured by {', '.join(names[:2])}.",
-                "Where the posterior means of all tasks lie, one dot a task, coloured by its true parameters: an ordered "
-                "picture says that the latent has found them.",
+                f"Posterior means of all tasks at several context sizes, coloured by {', '.join(names[:2])}.",
+                "Where the posterior means of all tasks lie, one dot a task, coloured by its true parameters: an "
+                "ordered picture says that the latent has found them.",
                 wide=True,
             )
         )
     return panels
 
 
-def _returns_table(tree: xr.DataTree) -> str:
-    group = tree["trajectory"].dataset
-    returns = group["return"].values
-    low, high = bootstrap_interval(returns)
-    middle = iqm(returns)
-    rows = [
-        [f"episode {k}", _n(returns[:, i].mean()), f"{_n(low[i])} to {_n(high[i])}", _n(middle[i])]
-        for i, k in enumerate(group["episode"].values)
-    ]
-    rows += [[name.replace("_", " "), _n(v.mean()), "", ""] for name, v in figures.references(group).items()]
-    return _table(["", "mean return", "95 % interval", "interquartile mean"], rows)
-
-
-def _context_table(tree: xr.DataTree) -> str:
-    steps = tree["posterior"]["context_step"].values
-    stats = tree["fit_stats"].dataset
-    columns = {
-        "contraction": stats["contraction"].values.mean((1, 2)),
-        "information (nats)": stats["kl_total"].values.mean(1),
-    }
-    for group, name in (("decoded", "RMSE decoded"), ("exact", "RMSE exact")):
-        if group in tree.children:
-            columns[name] = np.sqrt(squared_errors(tree, group).mean(1))
-    rows = [[str(step), *(_n(values[c]) for values in columns.values())] for c, step in enumerate(steps)]
-    return _table(["data seen", *columns], rows)
-
-
-def _verdict_table(found: Sequence[Any], good: bool) -> str:
-    lines = "".join(
-        f'<tr><td><span class="badge {v.outcome}">{v.outcome}</span></td><td><b>{_text(v.question)}</b><br>'
-        f"{_text(v.meaning)}</td><td>{_text(v.found)}</td></tr>"
-        for v in found
-    )
-    gates = [v for v in found if v.outcome != "note"]
-    failures = sum(v.outcome == "failed" for v in found)
-    verdict = f"All {len(gates)} checks passed." if good else f"{failures} of {len(gates)} checks failed."
-    return f"<p><b>{verdict}</b></p><table><tr><th></th><th>Question</th><th>Found</th></tr>{lines}</table>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    kind = ["", *[' class="number"'] * (len(header) - 1)]
-    head = "".join(f"<th{k}>{_text(name)}</th>" for k, name in zip(kind, header, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{k}>{_text(cell)}</td>' for k, cell in zip(kind, row, strict=True))}</tr>" for row in rows
-    )
-    return f'<div class="card scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _summary(tree: xr.DataTree) -> str:
-    tasks = tree["posterior"].sizes["task"]
-    words = [f"{tasks} unseen {attribute(tree, 'split', '')} tasks".replace("  ", " ")]
-    if "trajectory" in tree.children:
-        words.append(f"{tree['trajectory'].sizes['episode']} episodes each")
-    if attribute(tree, "iteration") is not None:
-        words.append(f"agent of iteration {attribute(tree, 'iteration')}")
-    if attribute(tree, "training_seed") is not None:
-        words.append(f"training seed {attribute(tree, 'training_seed')}")
-    return ", ".join([*words, str(attribute(tree, "created_at", ""))[:10]])
-
-
-def _settings(tree: xr.DataTree) -> str:
-    """Identity, then the resolved configuration and the versions, folded away."""
-    long = ("config", "versions")
-    names = sorted({name.removesuffix("_json") for name in tree.attrs} - set(long))
-    rows = [[name.replace("_", " "), str(attribute(tree, name))] for name in names]
-    folded = [
-        f'<details class="card"><summary>{_text(name)}</summary><pre>{_text(json.dumps(value, indent=2))}</pre></details>'
-        for name in long
-        if (value := attribute(tree, name)) is not None
-    ]
-    lines = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows)
-    note = "<p>The numbers of every figure are in results.nc beside this file; ArviZ and xarray open it.</p>"
-    return f'{note}<div class="card scroll"><table>{lines}</table></div>{"".join(folded)}'
-
-
-def _glossary() -> str:
-    return f"<dl>{''.join(f'<dt>{_text(word)}</dt><dd>{_text(text)}</dd>' for word, text in GLOSSARY.items())}</dl>"
-
-
-def _section(heading: str, *parts: str) -> str:
-    return f"<section><h2>{_text(heading)}</h2>{''.join(parts)}</section>"
-
-
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def _text(value: str) -> str:
-    return html.escape(value)
-
-
-def _n(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _numbers(values: np.ndarray) -> str:
-    return ", ".join(_n(value) for value in values[:12]) + (", ..." if len(values) > 12 else "")

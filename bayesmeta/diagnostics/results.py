@@ -1,21 +1,24 @@
 """The results file: what one evaluation found, as groups of labelled arrays in one netCDF file that ArviZ opens.
 
-==================  ==================================================================  ==========================
-group               variables                                                           dimensions
-==================  ==================================================================  ==========================
-``posterior``       ``z``: draws after each number of data seen, 0 being the prior       chain draw context_step task latent_dim
-``prior``           ``z``                                                               chain draw task latent_dim
-``sample_stats``    ``log_q``; ``lp``, the joint log density, where a model states one   chain draw context_step task
-``fit_stats``       ``mean sd contraction kl``                                          context_step task latent_dim
-..                  ``kl_total n_context``                                              context_step task
-``constant_data``   ``<parameter>_true``                                                task
-``decoded exact``   ``mean`` and ``sd`` of the task parameters                          context_step task param
-``trajectory``      ``return latent``                                                   task episode (read_dim)
-..                  ``reward real obs action reference_<name>``                         task (t) (obs_dim, action_dim)
-``observed_data``   ``y``, supervised families only; inputs are in ``constant_data``    obs y_dim
-==================  ==================================================================  ==========================
+=================  ==================================================  ========================================
+group              variables                                           dimensions
+=================  ==================================================  ========================================
+``posterior``      ``z``: draws after each number of data              chain draw context_step task latent_dim
+``prior``          ``z``                                               chain draw task latent_dim
+``sample_stats``   ``log_q``; ``lp``, the joint log density, if known  chain draw context_step task
+``fit_stats``      ``mean sd contraction kl``                          context_step task latent_dim
+..                 ``kl_total n_context``                              context_step task
+``constant_data``  ``<parameter>_true``                                task
+``decoded exact``  ``mean``, ``sd`` of the task parameters             context_step task param
+``trajectory``     ``return latent``                                   task episode (read_dim)
+..                 ``reward real obs next_obs action``                 task t (obs_dim or action_dim)
+..                 ``reference_<name>``: returns to compare with       task
+``observed_data``  ``y``; its inputs are in ``constant_data``          obs y_dim
+=================  ==================================================  ========================================
 
-KL divergences are in nats. ``context_step`` counts rows of the context, ``n_context`` those of them that are real.
+KL divergences are in nats. ``context_step`` counts rows of the context, 0 being the prior, and ``n_context`` those of
+them that are real. ``decoded`` are the parameters read off the belief by regression, ``exact`` the moments of the true
+posterior where the family knows it. Control families have a trajectory, supervised ones observed data.
 Independent draws are one chain. Further groups and variables may be added; those above keep their dimensions.
 Attributes are strings and numbers; anything else is JSON in an attribute whose name ends in ``_json``.
 
@@ -28,8 +31,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import netCDF4
 import numpy as np
 import xarray as xr
+from xarray.backends import NetCDF4DataStore
 
 SCHEMA_VERSION = 1
 
@@ -91,6 +96,11 @@ def attribute(tree: xr.DataTree, name: str, default: Any = None) -> Any:
     return tree.attrs.get(name, default)
 
 
+def array(tree: xr.DataTree, group: str, name: str) -> np.ndarray:
+    """A variable or a coordinate of a group as an array."""
+    return tree[group].to_dataset()[name].to_numpy()
+
+
 def parameters(tree: xr.DataTree) -> tuple[tuple[str, ...], np.ndarray]:
     """Names and true values ``[B, M]`` of the task parameters."""
     truth = tree["constant_data"].dataset
@@ -104,7 +114,7 @@ def at(tree: xr.DataTree, context_step: int) -> xr.DataTree:
 
     Raises KeyError, naming the sizes there are, for one that was not recorded.
     """
-    steps = tree["posterior"]["context_step"].values
+    steps = array(tree, "posterior", "context_step")
     if context_step not in steps:
         raise KeyError(f"context_step = {context_step}: not recorded; choose one of {', '.join(map(str, steps))}")
     groups = {name: node.to_dataset() for name, node in tree.children.items()}
@@ -124,14 +134,16 @@ def validate(tree: xr.DataTree, source: str = "results") -> None:
         raise ResultsError(f"{source}: no attribute bayesmeta_schema_version: this is not a bayesmeta results file")
     if int(version) != SCHEMA_VERSION:
         raise ResultsError(
-            f"{source}: schema version {version}, but this bayesmeta reads version {SCHEMA_VERSION}; write it again with "
-            f"`bayesmeta diagnose`, or read it with the bayesmeta that wrote it ({tree.attrs.get('bayesmeta_version')})"
+            f"{source}: schema version {version}, but this bayesmeta reads version {SCHEMA_VERSION}; write it again "
+            f"with `bayesmeta diagnose`, or read it with bayesmeta {tree.attrs.get('bayesmeta_version')}"
         )
     for group, names in REQUIRED.items():
         missing = [name for name in names if name not in tree[group].data_vars] if group in tree.children else None
         if missing is None or missing:
-            raise ResultsError(f"{source}: expected group {group!r} with {', '.join(names) or 'the true parameters'}, "
-                               f"got {'no such group' if missing is None else 'none of ' + ', '.join(missing)}")
+            raise ResultsError(
+                f"{source}: expected group {group!r} with {', '.join(names) or 'the true parameters'}, "
+                f"got {'no such group' if missing is None else 'none of ' + ', '.join(missing)}"
+            )
     for group, node in tree.children.items():
         _check_group(f"{source}: {group}", node.to_dataset(), DIMS.get(group, {}))
     _check_coordinates(tree, source)
@@ -148,13 +160,15 @@ def _check_group(where: str, group: xr.Dataset, known: Mapping[str, tuple[str, .
 
 
 def _check_coordinates(tree: xr.DataTree, source: str) -> None:
-    steps = tree["posterior"]["context_step"].values
+    steps = array(tree, "posterior", "context_step")
     if "context_step" not in tree["posterior"].coords or steps[0] != 0 or not (np.diff(steps) > 0).all():
-        raise ResultsError(f"{source}: expected context_step to start at 0 (the prior) and increase, got {list(steps)}")
+        raise ResultsError(
+            f"{source}: expected context_step to start at 0 (the prior) and increase, got {steps.tolist()}"
+        )
     for coordinate in ("task", "context_step", "latent_dim"):
-        reference = tree["posterior"][coordinate].values
+        reference = array(tree, "posterior", coordinate)
         for group, node in tree.children.items():
-            if coordinate in node.dims and not np.array_equal(node[coordinate].values, reference):
+            if coordinate in node.dims and not np.array_equal(array(tree, group, coordinate), reference):
                 raise ResultsError(f"{source}: {group} has other {coordinate} labels than the posterior group")
 
 
@@ -163,7 +177,9 @@ def save(tree: xr.DataTree, path: Path | str) -> Path:
     validate(tree)
     path = Path(path).absolute()
     temporary = path.with_name(f".tmp-{path.name}")
-    encoding = {f"/{name}": {v: _encoding(x) for v, x in node.data_vars.items()} for name, node in tree.children.items()}
+    encoding = {
+        f"/{name}": {v: _encoding(x) for v, x in node.data_vars.items()} for name, node in tree.children.items()
+    }
     try:
         tree.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
         for part in (temporary, path.parent):
@@ -182,14 +198,28 @@ def _encoding(variable: xr.DataArray) -> dict[str, Any]:
 
 
 def load(path: Path | str) -> xr.DataTree:
-    """Read a results file into memory, check it and let go of it. Raises ResultsError or FileNotFoundError."""
+    """Read a results file into memory and check it. Raises ResultsError or FileNotFoundError.
+
+    The bytes are read first and parsed in memory: xarray shares one handle among all who open a file, and closing it
+    here would crash the process of someone who still has the file open in ArviZ.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `bayesmeta diagnose run=DIR` writes DIR/diagnostics/results.nc")
     try:
-        with xr.open_datatree(path, engine="netcdf4") as opened:
-            tree = opened.load()
+        with netCDF4.Dataset(path.name, memory=path.read_bytes()) as file:
+            groups = {name: _read_group(group) for name, group in file.groups.items()}
+            attrs = {name: file.getncattr(name) for name in file.ncattrs()}
     except (OSError, RuntimeError, ValueError) as error:
         raise ResultsError(f"{path}: not a netCDF file, or one that was cut or damaged ({error})") from error
+    tree = xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
+    tree.attrs = {name: value.item() if isinstance(value, np.generic) else value for name, value in attrs.items()}
     validate(tree, str(path))
     return tree
+
+
+def _read_group(group: netCDF4.Group) -> xr.Dataset:
+    dataset = xr.open_dataset(NetCDF4DataStore(group)).load()
+    for variable in dataset.variables.values():
+        variable.encoding = {}  # how it was stored is no property of what it is
+    return dataset

@@ -7,17 +7,18 @@ from typing import Any, Literal
 import torch
 import xarray as xr
 
+from bayesmeta.collect import Rollout
 from bayesmeta.diagnostics import results
 from bayesmeta.diagnostics.decoding import decode, exact_curve
 from bayesmeta.diagnostics.export import results_from
 from bayesmeta.diagnostics.report import write_report
 from bayesmeta.diagnostics.truth import exact_posterior, reference_returns
-from bayesmeta.diagnostics.verdicts import passed, verdicts
+from bayesmeta.diagnostics.verdict import passed, verdicts
 from bayesmeta.evaluate import evaluate
 from bayesmeta.folder import session_versions
 from bayesmeta.runs import load_run
 from bayesmeta.train import derived_seed
-from bayesmeta.types import Algorithm, Context, TaskFamily
+from bayesmeta.types import Algorithm, Context, ControlFamily, SupervisedFamily, TaskFamily
 
 
 def diagnose(
@@ -88,12 +89,15 @@ def results_of(
     generator = torch.Generator().manual_seed(derived_seed(seed, "diagnostics tasks"))
     params = family.sample(tasks, "test", generator).to(device)
     references: dict[str, torch.Tensor] = {}
-    if family.spec.is_control:
+    seen: Rollout | Context
+    if isinstance(family, ControlFamily):
         seen = evaluate(algorithm, family, params, episodes=episodes, seed=derived_seed(seed, "diagnostics episodes"))
         references = reference_returns(family, params)
         context = seen.transitions.context(next_obs=family.spec.dynamics_vary)
-    else:
+    elif isinstance(family, SupervisedFamily):
         seen = context = family.context(params, shots, generator)
+    else:
+        raise TypeError(f"results_of: expected a family with `env` or `context`, got {type(family).__name__}")
     tree = results_from(
         seen,
         params,

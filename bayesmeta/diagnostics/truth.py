@@ -38,11 +38,11 @@ def exact_posterior(family: TaskFamily) -> Inference | None:
         return family.exact
     if not isinstance(family, PointGoal):
         return None
-    sizes = {"x_dim": family.spec.x_dim, "y_dim": family.spec.y_dim}
+    x_dim, y_dim = family.spec.x_dim, family.spec.y_dim
     if family.sparse:
         goals = half_circle()
-        return FiniteFilter(goals, torch.zeros(len(goals)), family.model.log_likelihood, **sizes)
-    return grid(family.model, -torch.ones(2), torch.ones(2), (CELLS, CELLS), **sizes)
+        return FiniteFilter(goals, torch.zeros(len(goals)), family.model.log_likelihood, x_dim=x_dim, y_dim=y_dim)
+    return grid(family.model, -torch.ones(2), torch.ones(2), (CELLS, CELLS), x_dim=x_dim, y_dim=y_dim)
 
 
 def reference_returns(family: TaskFamily, params: Tensor) -> dict[str, Tensor]:

@@ -9,18 +9,23 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem; padding-bottom: .25rem; border-bottom: 2px solid #e4e7eb; }
 p { margin: .4rem 0 .8rem; max-width: 48rem; }
 .lead { color: #52606d; }
-.card { background: #fff; border: 1px solid #e4e7eb; border-radius: .5rem; padding: .9rem 1rem; margin: .8rem 0; }
+.card, figure { background: #fff; border: 1px solid #e4e7eb; border-radius: .5rem; padding: .9rem; }
+.card { margin: .8rem 0; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { flex: 1 1 24rem; min-width: min(100%, 18rem); margin: 0; background: #fff; border: 1px solid #e4e7eb; border-radius: .5rem; padding: .75rem; }
-figure.wide { flex-basis: 100%; }
+figure { flex: 1 1 24rem; min-width: min(100%, 18rem); margin: 0; }
+figure.wide { flex-basis: 100%; overflow-x: auto; }
 figure img { display: block; width: 100%; max-width: 36rem; height: auto; margin: 0 auto; }
-figure.wide img { max-width: 64rem; }
+figure.wide img { min-width: 38rem; max-width: 64rem; }
 figcaption { font-size: .88rem; color: #52606d; margin-top: .5rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; width: 100%; }
-th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #e4e7eb; vertical-align: top; }
+table { border-collapse: collapse; font-size: .92rem; }
+th, td { text-align: left; padding: .35rem 1.6rem .35rem 0; border-bottom: 1px solid #e4e7eb; vertical-align: top; }
 th { font-weight: 600; color: #52606d; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.verdict { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: .55rem 0; border-top: 1px solid #e4e7eb; }
+.verdict > :first-child { flex: 0 0 4.6rem; }
+.verdict > :nth-child(2) { flex: 1 1 22rem; }
+.verdict > :last-child { flex: 1 1 17rem; color: #52606d; }
 .badge { display: inline-block; border-radius: 1rem; padding: .02rem .6rem; font-size: .8rem; font-weight: 600; }
 .passed { background: #d3f0e4; color: #0b5d43; }
 .failed { background: #fbdcd5; color: #8f2c0b; }
@@ -34,22 +39,22 @@ summary { cursor: pointer; font-weight: 600; }
 
 GLOSSARY = {
     "Return": "The sum of an episode's rewards, as the task gives them, without shaping or bonus.",
-    "Adaptation episode": "The agent meets an unseen task and acts for several episodes, inferring the task from all it "
-    "has seen. Episode 1 is played on the prior, before anything is known.",
+    "Adaptation episode": "The agent meets an unseen task and acts for several episodes, inferring the task from "
+    "all it has seen. Episode 1 is played on the prior, before anything is known.",
     "95 % interval": "Where the mean would fall in 95 of 100 repetitions with other tasks, by resampling the tasks "
     "(bootstrap). It says nothing of other training seeds: this is one run.",
     "Oracle": "An agent that is told the task. No agent that must infer it can do better on average.",
-    "Contraction": "One minus posterior variance over prior variance: 0 means nothing was learned of a dimension, 1 that "
-    "it is known. Below 0 the data made the belief wider.",
+    "Contraction": "One minus posterior variance over prior variance: 0 means nothing was learned of a dimension, 1 "
+    "that it is known. Below 0 the data made the belief wider.",
     "KL from the prior": "How much a belief has learned, in nats (1 nat = 1.44 bits). Per dimension it is that of the "
     "marginal; all dimensions together can hold more or less than their sum where they are correlated.",
-    "Active dimension": "A latent dimension that data move: on average more than 0.01 nat away from the prior. The others "
-    "are spare capacity, which is no fault.",
-    "Decoded": "The latent has no true value, but the task has. Its true parameters are predicted from the posterior mean "
-    "by ridge regression (linear or quadratic), for every task by a regression fitted on other tasks.",
+    "Active dimension": "A latent dimension that data move: on average more than 0.01 nat away from the prior. The "
+    "others are spare capacity, which is no fault.",
+    "Decoded": "The latent has no true value, but the task has. Its true parameters are predicted from the posterior "
+    "mean by ridge regression (linear or quadratic), for every task by a regression fitted on other tasks.",
     "RMSE": "Root mean squared distance between the predicted and the true parameters, in their own units.",
-    "Exact posterior": "Bayes' rule with the family's true model on the same data. Its mean has the lowest RMSE there is; "
-    "for a simulator without noise it is the limit up to the resolution of the grid.",
+    "Exact posterior": "Bayes' rule with the family's true model on the same data. Its mean has the lowest RMSE there "
+    "is; for a simulator without noise it is the limit up to the resolution of the grid.",
     "Prior, posterior": "What is believed of the latent before any data and after. A posterior far from its prior, and "
     "different for different tasks, is what adaptation looks like.",
 }

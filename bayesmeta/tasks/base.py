@@ -14,8 +14,8 @@ class TaskVectorEnv(gymnasium.vector.VectorEnv):
 
     Tensors in, tensors out: ``reset(seed=)`` returns ``obs [B, S] float32, info``; ``step(action [B, A])`` returns
     ``obs, reward [B] float32, terminated [B] bool, truncated [B] bool, info`` on ``device``. Actions are in [-1, 1] and
-    are clipped to it. All rows start an episode together; a row that has terminated keeps its last observation, gives
-    zero reward and stays terminated until the next ``reset``. Autoreset is disabled because the dummy step of
+    are clipped to it. All rows start an episode together; a row that has terminated, or reached the horizon, keeps its
+    last observation and gives zero reward until the next ``reset``. Autoreset is disabled because the dummy step of
     gymnasium's default would enter the context of multi-episode trials.
 
     ``reset(seed=None)`` continues the environment's own random stream; ``reset(seed=s)`` restarts it. No global random
@@ -37,5 +37,8 @@ class TaskVectorEnv(gymnasium.vector.VectorEnv):
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
         expected = self.action_space.shape
         if action.shape != expected:
-            raise ValueError(f"{type(self).__name__}.step: expected actions {expected}, got {tuple(action.shape)}")
+            raise ValueError(
+                f"{type(self).__name__}.step: expected actions {expected}, got {tuple(action.shape)}; "
+                "give every task one action in [-1, 1], finished ones too"
+            )
         return action.clamp(-1.0, 1.0)

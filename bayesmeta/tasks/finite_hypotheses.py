@@ -1,4 +1,4 @@
-"""A hidden goal among finitely many candidates, seen through noisy distances: exact filtering with a hard likelihood."""
+"""A hidden goal among finitely many candidates, seen through noisy distances, with the exact filter."""
 
 import math
 

@@ -183,15 +183,19 @@ def _checked_spaces(name: str, env: Any) -> tuple[int, int]:
     if not isinstance(env, gymnasium.Env):
         raise ValueError(f"GymFamily {name}: expected make() to return a gymnasium.Env, got {type(env).__name__}")
     obs, action = env.observation_space, env.action_space
-    if not isinstance(obs, Box) or len(obs.shape) != 1:
+    if not isinstance(obs, Box) or obs.low.ndim != 1:
         raise ValueError(
             f"GymFamily {name}: expected a Box observation space [S], got {obs}; wrap the environment in "
             f"gymnasium.wrappers.FlattenObservation inside make()"
         )
-    bounded = isinstance(action, Box) and len(action.shape) == 1 and action.is_bounded()
-    if not bounded or not np.issubdtype(action.dtype, np.floating):
+    if (
+        not isinstance(action, Box)
+        or action.low.ndim != 1
+        or not action.is_bounded()
+        or not np.issubdtype(action.dtype, np.floating)
+    ):
         raise ValueError(
-            f"GymFamily {name}: expected a bounded Box action space [A] of floats, got {action}; wrap the environment in "
-            f"gymnasium.wrappers.TransformAction inside make(), with such a space and a function onto its own actions"
+            f"GymFamily {name}: expected a bounded Box action space [A] of floats, got {action}; wrap the environment "
+            f"in gymnasium.wrappers.TransformAction inside make(), with such a space and a function onto its actions"
         )
-    return obs.shape[0], action.shape[0]
+    return len(obs.low), len(action.low)

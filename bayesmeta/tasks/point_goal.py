@@ -31,9 +31,9 @@ class PointGoal:
     ``ood`` goals lie in the frame between the squares of half-width 1 and 1.5.
 
     ``sparse=True``: start at the origin, goals at 100 equally spaced angles of the upper unit half circle, split 80/20
-    by a fixed shuffle, reward ``1 - ||s' - g||`` within 0.2 of the goal, else 0. The dense reward (``-||s' - g||``, plus
-    1 inside the radius) is the ``training_reward`` that learners may use in meta-training; inference never sees it.
-    ``ood`` goals lie on the lower half circle.
+    by a fixed shuffle, reward ``1 - ||s' - g||`` within 0.2 of the goal, else 0. The dense reward (``-||s' - g||``,
+    plus 1 inside the radius) is the ``training_reward`` that learners may use in meta-training; inference never sees
+    it. ``ood`` goals lie on the lower half circle.
 
     Differences from the published code: actions are normalised to [-1, 1]; goals of the dense variant are drawn from
     the continuous square in every split instead of a fixed list; no global random state is reset. The shuffle of the
@@ -102,7 +102,7 @@ class PointGoalEnv(TaskVectorEnv):
         self._position, self._t = start.to(self.device), 0
         return self._position, {}
 
-    def step(self, action: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict]:  # type: ignore[override]
+    def step(self, action: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict]:
         """One step of every robot. Robots whose episode is over stay where they are and are paid nothing."""
         action = self.checked_action(action)
         if self._t < 0:

@@ -22,8 +22,6 @@ class SingleTaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     With a given task, ``reset(seed=s)`` and the steps after it are those of ``family.env(task).reset(seed=s)``.
     """
 
-    metadata = {"render_modes": []}
-
     def __init__(self, family: ControlFamily, task: Sequence[float] | np.ndarray | None = None) -> None:
         self.family = family
         spec = family.spec

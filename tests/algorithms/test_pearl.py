@@ -5,14 +5,15 @@ import math
 
 import pytest
 import torch
+from pyro.infer import RenyiELBO, Trace_ELBO
+from torch.distributions import kl_divergence
+
 from bayesmeta.algorithms.pearl import PEARL
 from bayesmeta.evaluate import evaluate
 from bayesmeta.guards import NonFiniteError
 from bayesmeta.rl.sac import policy_loss, soft_target, td_error
 from bayesmeta.tasks.point_goal import PointGoal
 from bayesmeta.types import Context, Spec, map_tensors
-from pyro.infer import RenyiELBO, Trace_ELBO
-from torch.distributions import kl_divergence
 
 SMALL = dict(
     latent_dim=3,

@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
+
 from bayesmeta.inference.product import ProductOfGaussians
 from bayesmeta.tasks.bernoulli_bandit import BernoulliBandit
 from bayesmeta.tasks.finite_hypotheses import FiniteHypotheses

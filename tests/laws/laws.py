@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from bayesmeta.types import Belief, Context, Inference, SupervisedFamily, concat
 from torch import Tensor
+
+from bayesmeta.types import Belief, Context, Inference, SupervisedFamily, concat
 
 BATCH = 3
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bayesmeta.inference.beliefs import FullGaussian
 from bayesmeta.tasks.normal_normal import NormalNormal
 from bayesmeta.types import Context
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.laws.cases import EXACT, LEARNED, Case
 from tests.laws.laws import LAWS, Setting
 

@@ -5,8 +5,9 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from bayesmeta.models.distributions import Cells, OneRow, TanhNormal, tanh_log_det
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution, kl_divergence
+
+from bayesmeta.models.distributions import Cells, OneRow, TanhNormal, tanh_log_det
 
 
 def test_tanh_normal_density_is_the_change_of_variables():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from bayesmeta.models.networks import MLP, TanhGaussianPolicy, linear
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
+
 from bayesmeta.models.networks import Critics, TanhGaussianPolicy
 from bayesmeta.rl.sac import descend, policy_loss, polyak, soft_target, td_error
 from bayesmeta.types import Transitions
-from torch import nn
 
 
 def batch(tasks: int = 2, rows: int = 3) -> Transitions:

@@ -1,6 +1,5 @@
 """What every control family obeys. A new one joins by a line in CASES."""
 
-import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from bayesmeta.tasks.registration import IDS
 from bayesmeta.tasks.single_task import SingleTaskEnv
 from bayesmeta.tasks.sinusoid import Sinusoid
 from bayesmeta.tasks.walker_params import WalkerParams
-from bayesmeta.types import SPLITS, ControlFamily, Explorer, SupervisedFamily
+from bayesmeta.types import ControlFamily, Explorer, SupervisedFamily
 
 
 def pendulum(horizon: int = 8) -> GymFamily:
@@ -156,9 +155,6 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-# --- sampling ----------------------------------------------------------------------------------------------------------
-
-
 @every_family
 def test_sample_gives_tasks(family):
     for split in ("train", "test"):
@@ -196,9 +192,6 @@ def test_supervised_families_give_contexts(family):
     first, again, other = (family.context(params, 5, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert first.x.shape == (3, 5, family.spec.x_dim) and first.y.shape == (3, 5, family.spec.y_dim)
     assert first.mask.all() and torch.equal(first.y, again.y) and not torch.equal(first.y, other.y)
-
-
-# --- the environment as gymnasium's ------------------------------------------------------------------------------------
 
 
 @every
@@ -264,9 +257,6 @@ def test_actions_are_clipped(case):
     assert not same([episode(case, tasks(case), 0.5 * bang).obs], [episode(case, tasks(case), bang).obs])
 
 
-# --- randomness --------------------------------------------------------------------------------------------------------
-
-
 @every
 def test_seed_decides_everything(case):
     params = tasks(case)
@@ -310,9 +300,6 @@ def test_no_global_random_state_is_touched(case):
         assert torch.equal(use(), first), "a global stream was read"
 
 
-# --- tasks -------------------------------------------------------------------------------------------------------------
-
-
 @every
 def test_tasks_differ_and_reset_does_not_tell_which(case):
     pool = tasks(case, 16)
@@ -340,9 +327,6 @@ def test_row_does_not_depend_on_the_others(case):
         changed[b] = params[b]
         assert same(full.row(b), episode(case, changed).row(b))
     assert same(full.row(0), episode(case, params[:1]).row(0))
-
-
-# --- ends --------------------------------------------------------------------------------------------------------------
 
 
 @every
@@ -401,9 +385,6 @@ def test_device(case):
     assert torch.allclose(obs.cpu(), expected.obs[1], atol=1e-6)
 
 
-# --- reference returns -------------------------------------------------------------------------------------------------
-
-
 def limp(family: ControlFamily, obs: Tensor, params: Tensor) -> Tensor:
     return torch.zeros(len(obs), family.spec.action_dim)
 
@@ -412,9 +393,9 @@ def oracle(family: PointGoal, obs: Tensor, params: Tensor) -> Tensor:
     return family.oracle_action(obs, params)
 
 
-# The last column is by how much a return may differ. A limp cheetah drifts at most 0.1 m in an episode and an ant, which
-# falls on its legs, 1 m: in the return that is the distance over the control step of 0.05 s, or times the steps. Random
-# starts are averaged: 2000 against the reference's 256, where 5 standard errors fail by chance in 1 of 10^6 checks.
+# The last column is by how much a return may differ. A limp cheetah drifts at most 0.1 m in an episode and an ant,
+# which falls on its legs, 1 m: in the return that is the distance over the control step of 0.05 s, or times the steps.
+# None: random starts are averaged, 2000 against the reference's 256, and 5 standard errors fail by chance in 1 of 10^6.
 REFERENCES = [
     (PointGoal(), "oracle", oracle, None),
     (PointGoal(), "still", limp, None),
@@ -443,7 +424,9 @@ def simulated(family: ControlFamily, policy: Callable, params: Tensor, episodes:
     return torch.stack(returns, 1)
 
 
-@pytest.mark.parametrize("family, name, policy, slack", REFERENCES, ids=[f"{r[0].spec.name}-{r[1]}" for r in REFERENCES])
+@pytest.mark.parametrize(
+    "family, name, policy, slack", REFERENCES, ids=[f"{r[0].spec.name}-{r[1]}" for r in REFERENCES]
+)
 def test_reference_returns_are_what_simulation_gives(family, name, policy, slack):
     params = family.sample(2, "train", torch.Generator().manual_seed(0))
     reference = family.reference_returns(params)[name]
@@ -471,8 +454,6 @@ def test_no_simulation_beats_the_best_reference(case):
         assert (episode(case, params).reward.sum(0) <= references["upper_bound"]).all()
 
 
-# --- configurations and ids --------------------------------------------------------------------------------------------
-
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "task").glob("*.yaml"))
 
 
@@ -495,9 +476,6 @@ def test_every_family_has_an_id_and_a_config():
     stems = {type(c.family).__module__.rpartition(".")[2] for c in CASES if c.id}
     stems |= {type(f).__module__.rpartition(".")[2] for f in SUPERVISED}
     assert stems == {path.stem for path in CONFIGS}
-
-
-# --- the checks can fail -----------------------------------------------------------------------------------------------
 
 
 class Broken(PointGoal):

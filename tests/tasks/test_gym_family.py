@@ -143,7 +143,7 @@ def test_truncation_of_the_environment_itself_is_kept():
     env = family(horizon=9).env(GOALS)
     env.reset(seed=0)
     for t in range(1, 10):
-        obs, reward, _, truncated, _ = env.step(torch.zeros(2, 1))
+        _, reward, _, truncated, _ = env.step(torch.zeros(2, 1))
         assert truncated.tolist() == [t >= 5] * 2
         assert (reward == 0).all() == (t > 5)
 
@@ -164,7 +164,10 @@ def broken(obs, reward):
     "fault, message",
     [
         (broken, "ZeroDivisionError: no brakes"),
-        (lambda obs, reward: (obs[:0], reward, False, False, {}), r"expected an observation \(1,\) as in its space, got"),
+        (
+            lambda obs, reward: (obs[:0], reward, False, False, {}),
+            r"expected an observation \(1,\) as in its space, got",
+        ),
         (lambda obs, reward: (obs, "much", False, False, {}), "ValueError: could not convert"),
         (lambda obs, reward: (obs, reward, False, {}), "ValueError: not enough values to unpack"),  # the API of old gym
     ],
@@ -185,7 +188,9 @@ def test_exception_of_set_task_names_row_and_task():
         param_names=("goal",),
         horizon=4,
     )
-    with pytest.raises(RuntimeError, match=r"reset of row 0 with the task {'goal': 0.25} raised AttributeError") as error:
+    with pytest.raises(
+        RuntimeError, match=r"reset of row 0 with the task {'goal': 0.25} raised AttributeError"
+    ) as error:
         user.env(GOALS).reset(seed=0)
     assert isinstance(error.value.__cause__, AttributeError)
 
@@ -391,5 +396,3 @@ def test_agrees_with_the_tensor_simulator():
         action = 2 * torch.rand(3, 2, generator=torch.Generator().manual_seed(t)) - 1
         for theirs, ours in zip(env.step(action)[:4], tensors.step(action)[:4], strict=True):
             assert torch.allclose(theirs.float(), ours.float(), atol=1e-6)
-
-

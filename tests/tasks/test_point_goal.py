@@ -35,9 +35,6 @@ def still(obs: Tensor, goals: Tensor) -> Tensor:
     return torch.zeros_like(obs)
 
 
-# --- the simulator ---------------------------------------------------------------------------------------------------
-
-
 def test_dense_step_by_hand():
     env = PointGoal().env(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
     start, _ = env.reset(seed=0)
@@ -85,9 +82,6 @@ def test_goals_drawn_with_the_seed_of_the_starts_are_elsewhere():
     assert abs(float(torch.corrcoef(torch.stack([goals[:, 0], start[:, 0]]))[0, 1])) < 5 / 500**0.5
 
 
-# --- goals -------------------------------------------------------------------------------------------------------------
-
-
 def distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a.unsqueeze(1) - b, dim=-1)
 
@@ -116,9 +110,6 @@ def test_ood_frame_is_filled():
     assert size.min() > 1 and size.max() <= 1.5
     for axis in range(2):
         assert (goals[:, axis] > 1).any() and (goals[:, axis] < -1).any()
-
-
-# --- oracle ------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
@@ -177,9 +168,6 @@ def test_reference_returns_belong_to_the_task():
     goals = PointGoal().sample(5, "test", generator())
     together, alone = PointGoal().reference_returns(goals), PointGoal().reference_returns(goals[2:3])
     assert all(torch.equal(together[name][2:3], alone[name]) for name in ("oracle", "still"))
-
-
-# --- model and exact posterior -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sparse", [False, True])

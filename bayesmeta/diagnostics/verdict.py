@@ -9,7 +9,7 @@ import xarray as xr
 from bayesmeta.diagnostics.decoding import squared_errors
 from bayesmeta.diagnostics.information import active_dimensions
 from bayesmeta.diagnostics.intervals import bootstrap_interval
-from bayesmeta.diagnostics.results import parameters
+from bayesmeta.diagnostics.results import array, parameters
 
 Outcome = Literal["passed", "failed", "note"]
 
@@ -60,13 +60,13 @@ def _collapse(tree: xr.DataTree) -> Verdict:
         f"{total.mean():.2f} nats gained on average, {active} of {last.shape[1]} dimensions active",
         "The posterior moves away from the prior as data come in."
         if alive
-        else "The posterior is the prior: the context is ignored (posterior collapse). Lower the KL weight, or check that "
-        "the learner's gradient reaches the encoder.",
+        else "The posterior is the prior: the context is ignored (posterior collapse). Lower the KL weight, or check "
+        "that the learner's gradient reaches the encoder.",
     )
 
 
 def _width(tree: xr.DataTree) -> Verdict:
-    contraction = tree["fit_stats"]["contraction"].values[-1]
+    contraction = array(tree, "fit_stats", "contraction")[-1]
     _, high = bootstrap_interval(contraction)
     wide = np.flatnonzero(high < -0.01)
     return Verdict(
@@ -81,7 +81,7 @@ def _width(tree: xr.DataTree) -> Verdict:
 
 
 def _adaptation(tree: xr.DataTree) -> Verdict:
-    returns = tree["trajectory"]["return"].values
+    returns = array(tree, "trajectory", "return")
     gain = returns[:, -1] - returns[:, 0]
     low, high = bootstrap_interval(gain)
     better = bool(low > 0)
@@ -91,8 +91,8 @@ def _adaptation(tree: xr.DataTree) -> Verdict:
         f"episode {returns.shape[1]} minus episode 1: {gain.mean():+.3g} [{low:.3g}, {high:.3g}]",
         "The same tasks score higher once the agent has seen data of them."
         if better
-        else "The last episode is not better than the first, which was played on the prior. Either the tasks can be solved "
-        "without knowing them, or the agent does not use what it learns: train longer, or look at the belief below.",
+        else "The last episode is not better than the first, which was played on the prior. Either the tasks can be "
+        "solved without knowing them, or the agent does not use what it learns: train longer, or look at the belief.",
     )
 
 
@@ -102,7 +102,7 @@ def _reference(tree: xr.DataTree) -> list[Verdict]:
         return []
     returns, oracle = group["return"].values, group["reference_oracle"].values
     gap = (oracle - returns[:, 0]).mean()
-    closed = (returns[:, -1] - returns[:, 0]).mean() / gap
+    closed = f"{100 * (returns[:, -1] - returns[:, 0]).mean() / gap:.0f} %" if gap > 0 else "none"
     regret = oracle - returns[:, -1]
     low, high = bootstrap_interval(regret)
     return [
@@ -110,7 +110,7 @@ def _reference(tree: xr.DataTree) -> list[Verdict]:
             "How far is it from an agent that knows the task?",
             "note",
             f"oracle regret of the last episode {regret.mean():.3g} [{low:.3g}, {high:.3g}]; "
-            f"{100 * closed:.0f} % of the first episode's gap is closed",
+            f"{closed} of the first episode's gap is closed",
             "The oracle is told the task; no agent that must infer it can do better on average.",
         )
     ]
@@ -130,8 +130,8 @@ def _identified(tree: xr.DataTree) -> Verdict:
         f"the true parameters",
         "A linear or quadratic function of the posterior mean, fitted on other tasks, predicts the task's parameters."
         if knows
-        else "The posterior mean says nothing of the true parameters that simple regression can find: the latent ignores "
-        "them, or there are too few tasks to tell.",
+        else "The posterior mean says nothing of the true parameters that simple regression can find: the latent "
+        "ignores them, or there are too few tasks to tell.",
     )
 
 
@@ -139,9 +139,11 @@ def _efficiency(tree: xr.DataTree) -> list[Verdict]:
     if "exact" not in tree.children:
         return []
     learned, exact = (np.sqrt(squared_errors(tree, group).mean(1)) for group in ("decoded", "exact"))
-    steps = tree["posterior"]["context_step"].values
+    steps = array(tree, "posterior", "context_step")
     enough = np.flatnonzero(exact <= learned[-1])
-    when = f"exact inference needs {steps[enough[0]]} data for as much" if len(enough) else "exact inference is no better"
+    when = (
+        f"exact inference needs {steps[enough[0]]} data for as much" if len(enough) else "exact inference is no better"
+    )
     return [
         Verdict(
             "How does it compare with exact inference on the same data?",
@@ -153,4 +155,4 @@ def _efficiency(tree: xr.DataTree) -> list[Verdict]:
 
 
 def _last(tree: xr.DataTree) -> int:
-    return int(tree["posterior"]["context_step"].values[-1])
+    return int(array(tree, "posterior", "context_step")[-1])

@@ -1,0 +1,122 @@
+"""The words and tables of a report, as HTML."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bayesmeta.diagnostics.decoding import squared_errors
+from bayesmeta.diagnostics.intervals import bootstrap_interval, iqm
+from bayesmeta.diagnostics.results import array, attribute
+from bayesmeta.diagnostics.verdict import Verdict
+
+_FOLDED = ("config", "versions")  # long attributes
+
+
+def summary(tree: xr.DataTree) -> str:
+    """What was evaluated, in one line."""
+    words = [f"{tree['posterior'].sizes['task']} unseen {attribute(tree, 'split', '')} tasks".replace("  ", " ")]
+    if "trajectory" in tree.children:
+        words.append(f"{tree['trajectory'].sizes['episode']} episodes each")
+    if attribute(tree, "iteration") is not None:
+        words.append(f"agent of iteration {attribute(tree, 'iteration')}")
+    if attribute(tree, "training_seed") is not None:
+        words.append(f"training seed {attribute(tree, 'training_seed')}")
+    return ", ".join([*words, str(attribute(tree, "created_at", ""))[:10]])
+
+
+def verdict_list(found: Sequence[Verdict]) -> str:
+    """Every verdict with its meaning, under a sentence that counts the failures."""
+    lines = "".join(
+        f'<div class="verdict"><div><span class="badge {v.outcome}">{v.outcome}</span></div>'
+        f"<div><b>{text(v.question)}</b><br>{text(v.meaning)}</div><div>{text(v.found)}</div></div>"
+        for v in found
+    )
+    gates = [v for v in found if v.outcome != "note"]
+    failures = sum(v.outcome == "failed" for v in gates)
+    sentence = f"{failures} of {len(gates)} checks failed." if failures else f"All {len(gates)} checks passed."
+    return _card(f"<p><b>{sentence}</b></p>{lines}")
+
+
+def references(group: xr.Dataset) -> dict[str, np.ndarray]:
+    """Reference returns per task by name."""
+    names = [str(name) for name in group.data_vars if str(name).startswith("reference_")]
+    return {name.removeprefix("reference_"): group[name].to_numpy() for name in names}
+
+
+def returns_table(tree: xr.DataTree) -> str:
+    """Returns by adaptation episode, and the references'."""
+    group = tree["trajectory"].dataset
+    returns = group["return"].to_numpy()
+    low, high = bootstrap_interval(returns)
+    middle = iqm(returns)
+    rows = [
+        [f"episode {k}", number(returns[:, i].mean()), f"{number(low[i])} to {number(high[i])}", number(middle[i])]
+        for i, k in enumerate(group["episode"].to_numpy())
+    ]
+    rows += [[name.replace("_", " "), number(v.mean()), "", ""] for name, v in references(group).items()]
+    return _table(["", "mean return", "95 % interval", "interquartile mean"], rows)
+
+
+def context_table(tree: xr.DataTree) -> str:
+    """What is known after how many data."""
+    steps = array(tree, "posterior", "context_step")
+    stats = tree["fit_stats"].dataset
+    columns = {
+        "contraction": stats["contraction"].values.mean((1, 2)),
+        "information (nats)": stats["kl_total"].values.mean(1),
+    }
+    for group, name in (("decoded", "RMSE decoded"), ("exact", "RMSE exact")):
+        if group in tree.children:
+            columns[name] = np.sqrt(squared_errors(tree, group).mean(1))
+    rows = [[str(step), *(number(values[c]) for values in columns.values())] for c, step in enumerate(steps)]
+    return _table(["data seen", *columns], rows)
+
+
+def settings(tree: xr.DataTree) -> str:
+    """The identity of the run, then its resolved configuration and the versions, folded away."""
+    names = sorted({str(name).removesuffix("_json") for name in tree.attrs} - set(_FOLDED))
+    values = {name: attribute(tree, name) for name in names}
+    lines = "".join(f"<tr><th>{text(n.replace('_', ' '))}</th><td>{text(str(v))}</td></tr>" for n, v in values.items())
+    folded = "".join(
+        f'<details class="card"><summary>{name}</summary><pre>{text(json.dumps(value, indent=2))}</pre></details>'
+        for name in _FOLDED
+        if (value := attribute(tree, name)) is not None
+    )
+    return f"{_card(f'<table>{lines}</table>')}{folded}"
+
+
+def glossary(words: Mapping[str, str]) -> str:
+    """Words and what they mean."""
+    return f"<dl>{''.join(f'<dt>{text(word)}</dt><dd>{text(meaning)}</dd>' for word, meaning in words.items())}</dl>"
+
+
+def text(value: str) -> str:
+    """Text as HTML."""
+    return html.escape(value)
+
+
+def number(value: Any) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"
+
+
+def numbers(values: Sequence[Any] | np.ndarray) -> str:
+    """At most twelve numbers in a row."""
+    return ", ".join(number(value) for value in values[:12]) + (", ..." if len(values) > 12 else "")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    kind = ["", *[' class="number"'] * (len(header) - 1)]
+    head = "".join(f"<th{k}>{text(name)}</th>" for k, name in zip(kind, header, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{k}>{text(cell)}</td>' for k, cell in zip(kind, row, strict=True))}</tr>" for row in rows
+    )
+    return _card(f"<table><tr>{head}</tr>{body}</table>")
+
+
+def _card(content: str) -> str:
+    return f'<div class="card scroll">{content}</div>'

@@ -1,0 +1,70 @@
+"""`diagnose` on a run's folder, and what training must not import."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bayesmeta import diagnostics
+from bayesmeta.diagnostics.results import array, attribute, load
+from bayesmeta.diagnostics.run import diagnose
+from bayesmeta.diagnostics.verdict import passed, verdicts
+
+
+@pytest.fixture(scope="module")
+def diagnosed(run_folder):
+    return run_folder, diagnose(run_folder, tasks=10, draws=20)
+
+
+def test_diagnose_writes_results_and_report(diagnosed):
+    folder, good = diagnosed
+    assert {p.name for p in (folder / "diagnostics").iterdir()} == {"results.nc", "report.html"}
+    tree = load(folder / "diagnostics" / "results.nc")
+    assert good is passed(verdicts(tree))
+    assert array(tree, "posterior", "z").shape == (1, 20, 6, 10, 3)
+    assert {"decoded", "exact", "trajectory"} <= set(tree.children)
+    assert attribute(tree, "config")["task"]["horizon"] == 8 and attribute(tree, "iteration") in (1, 2)
+    assert attribute(tree, "algorithm") == "PEARL" and attribute(tree, "inference_kind") == "amortised"
+    assert "Learning curve" not in (folder / "diagnostics" / "report.html").read_text()  # it is in the picture
+    assert "Test return by adaptation episode" in (folder / "diagnostics" / "report.html").read_text()
+
+
+def test_diagnose_prints_verdicts_and_paths(diagnosed, capsys):
+    folder, _ = diagnosed
+    before = load(folder / "diagnostics" / "results.nc")
+    diagnose(folder, tasks=10, draws=20)
+    printed = capsys.readouterr().out
+    for verdict in verdicts(before):
+        assert verdict.question in printed and verdict.found in printed
+    assert str(folder / "diagnostics" / "results.nc") in printed and "report.html" in printed
+    again = load(folder / "diagnostics" / "results.nc")
+    for group in before.children:
+        assert again[group].identical(before[group]), group
+
+
+def test_diagnose_takes_episodes_and_seed(diagnosed):
+    folder, _ = diagnosed
+    diagnose(folder, tasks=10, draws=5, episodes=1, seed=1, checkpoint="last")
+    tree = load(folder / "diagnostics" / "results.nc")
+    assert tree["trajectory"].sizes["episode"] == 1 and attribute(tree, "iteration") == 2
+    assert attribute(tree, "seed") == 1 and attribute(tree, "training_seed") == 0
+
+
+def test_training_imports_no_plots_and_no_tables(run_folder):
+    modules = set(json.loads((run_folder / "modules.json").read_text()))
+    assert "bayesmeta.train" in modules
+    heavy = {"arviz", "arviz_base", "arviz_plots", "arviz_stats", "matplotlib", "pandas", "xarray", "netCDF4"}
+    assert not heavy & modules
+
+
+def test_diagnostics_are_lazy():
+    code = "import sys, bayesmeta.diagnostics as d; d.__doc__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "xarray", "matplotlib", "arviz"} & set(done.stdout.split())
+
+
+def test_public_names():
+    assert all(callable(getattr(diagnostics, name)) for name in diagnostics._LAZY)
+    with pytest.raises(AttributeError, match=r"has no attribute 'diagnos'; it offers .*'diagnose'"):
+        diagnostics.diagnos  # noqa: B018
