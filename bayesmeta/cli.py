@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def run_hydra(command: str, arguments: list[str]) -> int:
             choices = {k: v for k, v in info.runtime.choices.items() if v is not None and not k.startswith("hydra/")}
             # An experiment's own keys are checked too: they are no defaults.
             plain = {group: option for group, option in choices.items() if group != "experiment"}
-            validate(config, lambda: defaults(command, plain, arguments))
+            validate(config, cache(lambda: defaults(command, plain, arguments)))
             JOBS[command](Job(config, choices, overrides, several))
         except Exception as error:
             failed.append((" ".join(overrides), complain(error)))

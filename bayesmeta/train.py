@@ -258,9 +258,10 @@ class _Run:
         try:
             try:
                 yield
-            except (ValueError, RuntimeError) as error:
-                if not isinstance(error, NonFiniteError):
-                    self.blame_parameters(error)
+            except NonFiniteError:
+                raise
+            except Exception as error:
+                self.blame_parameters(error)
                 raise
         except NonFiniteError as error:
             error.add_note(f"in iteration {self.iteration}")

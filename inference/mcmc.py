@@ -123,7 +123,7 @@ class NUTS:
         seen = concat([belief.data, data])
         if seen.size == 0:
             return belief
-        runs = [self._chain(seen, self.seed + index) for index in range(self.chains)]
+        runs = [self._chain(seen, self.seed * self.chains + index) for index in range(self.chains)]
         chains = Chains(torch.stack([draws for draws, _ in runs]), seen, sum(count for _, count in runs))
         if chains.faults():
             raise ReferenceRejected(chains)

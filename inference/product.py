@@ -42,6 +42,7 @@ class ProductOfGaussians(nn.Module):
         prior_factor: bool = True,
         covariance: str = "diagonal",
         rank: int = 1,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         if covariance not in ("diagonal", "full"):
@@ -51,7 +52,7 @@ class ProductOfGaussians(nn.Module):
         self.latent_dim, self.prior_factor, self.rank = latent_dim, prior_factor, rank
         self.diagonal = covariance == "diagonal"
         out_dim = 2 * latent_dim if self.diagonal else rank * (latent_dim + 1)
-        self.net = MLP(x_dim + y_dim, out_dim, widths)
+        self.net = MLP(x_dim + y_dim, out_dim, widths, bf16=bf16)
         self.x_dim, self.y_dim = x_dim, y_dim
 
     def init(self, batch: int) -> ProductBelief:

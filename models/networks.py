@@ -69,7 +69,8 @@ class MLP(nn.Module):
     """ReLU multi-layer perceptron on ``[..., in_dim]``, optionally conditioned on a task latent ``[..., z_dim]``.
 
     With ``members=E`` it is an ensemble of ``E`` independent networks and returns ``[E, ..., out_dim]``.
-    Weights start uniform within ``1/sqrt(fan_in)``, biases at 0, the last layer scaled by ``out_scale``.
+    Weights start uniform within ``1/sqrt(fan_in)``, biases at 0, the last layer scaled by ``out_scale``. ``bf16`` runs
+    the products in bfloat16 (autocast); parameters and the output stay in float32.
     """
 
     def __init__(
@@ -81,10 +82,11 @@ class MLP(nn.Module):
         z_dim: int = 0,
         members: int = 1,
         out_scale: float = 1.0,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         sizes = [in_dim, *widths, out_dim]
-        self.members = members
+        self.members, self.bf16 = members, bf16
         self.weights = nn.ParameterList(
             _uniform(members, o, i, fan_in=i + (z_dim if layer == 0 else 0))
             for layer, (i, o) in enumerate(pairwise(sizes))
@@ -101,6 +103,12 @@ class MLP(nn.Module):
                 f"MLP: expected {'no' if self.latent_weight is None else 'a'} task latent, got z="
                 f"{None if z is None else tuple(z.shape)}; z_dim says whether a network is conditioned on one"
             )
+        if not self.bf16:
+            return self._forward(x, z)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self._forward(x, z).float()
+
+    def _forward(self, x: Tensor, z: Tensor | None) -> Tensor:
         if self.members == 1:
             return self._member(0, x, z)
         if self.weights[-1].shape[-1] >= _ONEDNN_MIN_WIDTH:
@@ -143,9 +151,9 @@ class TanhGaussianPolicy(nn.Module):
     The log standard deviation is clamped to [-20, 2]. The head starts near zero (mean 0, standard deviation 1).
     """
 
-    def __init__(self, obs_dim: int, action_dim: int, z_dim: int, widths: Sequence[int]) -> None:
+    def __init__(self, obs_dim: int, action_dim: int, z_dim: int, widths: Sequence[int], *, bf16: bool = False) -> None:
         super().__init__()
-        self.net = MLP(obs_dim, 2 * action_dim, widths, z_dim=z_dim, out_scale=1e-2)
+        self.net = MLP(obs_dim, 2 * action_dim, widths, z_dim=z_dim, out_scale=1e-2, bf16=bf16)
 
     def forward(self, obs: Float[Tensor, "*b S"], z: Float[Tensor, "B Z"]) -> TanhNormal:
         loc, log_std = self.net(obs, z).chunk(2, -1)
@@ -155,9 +163,11 @@ class TanhGaussianPolicy(nn.Module):
 class Critics(nn.Module):
     """``members`` independent action-value networks ``Q(s, a, z)``, returned as ``[E, *b]``."""
 
-    def __init__(self, obs_dim: int, action_dim: int, z_dim: int, widths: Sequence[int], members: int = 2) -> None:
+    def __init__(
+        self, obs_dim: int, action_dim: int, z_dim: int, widths: Sequence[int], *, members: int = 2, bf16: bool = False
+    ) -> None:
         super().__init__()
-        self.net = MLP(obs_dim + action_dim, 1, widths, z_dim=z_dim, members=members)
+        self.net = MLP(obs_dim + action_dim, 1, widths, z_dim=z_dim, members=members, bf16=bf16)
 
     def forward(
         self, obs: Float[Tensor, "*b S"], action: Float[Tensor, "*b A"], z: Float[Tensor, "B Z"]

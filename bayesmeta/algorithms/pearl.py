@@ -26,7 +26,6 @@ posterior is trained at every size it will be used at; no penalty on the policy'
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -60,7 +59,7 @@ class PEARL:
 
     ``kl_weight`` is in units of the squared TD error, per task. ``temperature`` is the initial entropy weight in
     reward units; ``learn_temperature`` moves it towards a policy entropy of ``-action_dim`` nats. ``precision="bf16"``
-    runs the networks under bfloat16 autocast; sums, losses and optimisers stay in float32. ``elbo`` is any of Pyro's
+    runs the networks' products in bfloat16; beliefs, losses and optimisers stay in float32. ``elbo`` is any of Pyro's
     ELBO objects (default: one particle, KL in closed form).
     """
 
@@ -69,11 +68,11 @@ class PEARL:
         spec: Spec,
         *,
         device: torch.device | str = "cpu",
-        latent_dim: int = 5,
+        latent_dim: int = 6,
         widths: Sequence[int] = (64, 64, 64),
-        encoder_widths: Sequence[int] = (64, 64, 64),
-        covariance: str = "diagonal",
-        rank: int = 1,
+        encoder_widths: Sequence[int] = (128, 128, 128),
+        covariance: str = "full",
+        rank: int = 2,
         prior_factor: bool = True,
         train_tasks: int = 80,
         meta_batch: int = 16,
@@ -88,11 +87,11 @@ class PEARL:
         explore_episodes: int = 1,
         updates: int = 200,
         lr: float = 1e-3,
-        discount: float = 0.95,
+        discount: float = 0.9,
         reward_scale: float = 1.0,
-        kl_weight: float = 0.1,
-        target_rate: float = 0.005,
-        temperature: float = 0.2,
+        kl_weight: float = 3e-4,
+        target_rate: float = 0.02,
+        temperature: float = 0.05,
         learn_temperature: bool = True,
         precision: Literal["fp32", "bf16"] = "fp32",
         elbo: ELBO | None = None,
@@ -111,8 +110,9 @@ class PEARL:
         self.prior_episodes, self.posterior_episodes = prior_episodes, posterior_episodes
         self.extra_episodes, self.explore_episodes = extra_episodes, explore_episodes
         self.discount, self.reward_scale, self.kl_weight = discount, reward_scale, kl_weight
-        self.target_rate, self.learn_temperature, self.precision = target_rate, learn_temperature, precision
+        self.target_rate, self.learn_temperature = target_rate, learn_temperature
 
+        bf16 = precision == "bf16"
         sizes = (spec.obs_dim, spec.action_dim, latent_dim, widths)
         self.inference = ProductOfGaussians(
             spec.x_dim,
@@ -122,9 +122,10 @@ class PEARL:
             prior_factor=prior_factor,
             covariance=covariance,
             rank=rank,
+            bf16=bf16,
         ).to(self.device)
-        self.policy = TanhGaussianPolicy(*sizes).to(self.device)
-        self.critics = Critics(*sizes).to(self.device)
+        self.policy = TanhGaussianPolicy(*sizes, bf16=bf16).to(self.device)
+        self.critics = Critics(*sizes, bf16=bf16).to(self.device)
         self.target = deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(float(temperature), device=self.device).log())
 
@@ -173,15 +174,13 @@ class PEARL:
     def update(self, batch: Transitions, context: Context) -> dict[str, Tensor]:
         """One gradient step of critics and encoder, then of the policy, then of the temperature."""
         tasks = len(batch.reward)
-        with self._autocast():
-            posterior = self.inference.update(self.inference.init(tasks), context).posterior
-            loss = self._objective(posterior, batch)
+        posterior = self.inference.update(self.inference.init(tasks), context).posterior
+        loss = self._objective(posterior, batch)
         descend(self._q_optimizer, loss / tasks, self._q_parameters)
 
         z = posterior.sample()
         temperature = self.log_temperature.exp().detach()
-        with self._autocast():
-            actor, log_prob = policy_loss(self.policy, self.critics, batch.obs, z, temperature=temperature)
+        actor, log_prob = policy_loss(self.policy, self.critics, batch.obs, z, temperature=temperature)
         descend(self._policy_optimizer, actor, self.policy.parameters())
         if self.learn_temperature:
             surplus = log_prob - self.spec.action_dim  # target entropy: -action_dim nats
@@ -218,7 +217,7 @@ class PEARL:
             discount=self.discount,
             reward_scale=self.reward_scale,
         )
-        error = td_error(self.critics, batch, z, y).float()
+        error = td_error(self.critics, batch, z, y)
         check_finite(td_error=error)
         return -error
 
@@ -250,11 +249,6 @@ class PEARL:
     def _choose(self, count: int) -> Int[Tensor, "count"]:
         """Distinct training tasks."""
         return torch.randperm(self.train_tasks, generator=self._generator, device=self.device)[:count]
-
-    def _autocast(self) -> Any:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
     # --- state -----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from bayesmeta.diagnostics.decoding import squared_errors
@@ -53,7 +52,7 @@ def learned_and_exact(tree: xr.DataTree) -> Figure:
     steps = array(tree, "posterior", "context_step").tolist()
     names, truth = parameters(tree)
     figure, axes = panel()
-    for group, colour, label in (("decoded", LEARNED, "learned belief, decoded"), ("exact", EXACT, "exact posterior")):
+    for group, colour, label in (("decoded", LEARNED, "decoded from the belief"), ("exact", EXACT, "exact posterior")):
         if group in tree.children:
             errors = squared_errors(tree, group)
             interval = [np.sqrt(end) for end in bootstrap_interval(errors.T)]
@@ -64,8 +63,8 @@ def learned_and_exact(tree: xr.DataTree) -> Figure:
     prior = np.sqrt(((truth - truth.mean(0)) ** 2).sum(1).mean())
     axes.axhline(prior, color=MUTED, linewidth=1, linestyle="--", label="knowing nothing")
     log_axis(axes)
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    axes.set(ylabel=f"RMSE of ({shown})", title="What is known of the task")
+    shown = f"({', '.join(names)})" if len(names) <= 2 else f"the {len(names)} task parameters"
+    axes.set(ylabel=f"RMSE of {shown}", title="What is known of the task")
     context_axis(axes, steps, attribute(tree, "horizon", 0))
     axes.legend(loc="lower left")
     return figure
@@ -92,6 +91,7 @@ def per_dimension(tree: xr.DataTree, variable: str, title: str, ylabel: str) -> 
         axes.plot(steps, total, color=COLOURS[-1], linestyle="--", linewidth=1.3, label="all together")
     axes.axhline(0, color=MUTED, linewidth=0.9)
     axes.set(ylabel=ylabel, title=title)
+    axes.set_ylim(top=max(0.1, axes.get_ylim()[1]))  # nothing learned looks like nothing
     context_axis(axes, steps, attribute(tree, "horizon", 0))
     axes.legend(loc="upper left", ncols=2)
     return figure
@@ -107,8 +107,9 @@ def active(tree: xr.DataTree) -> Figure:
     error = np.stack([mean - low, high - mean])
     axes.bar(np.arange(len(mean)), np.maximum(mean, floor), color=colours, width=0.62, yerr=error, ecolor="#323f4b")
     axes.axhline(ACTIVE_NATS, color=EXACT, linestyle="--", linewidth=1.2, label=f"active above {ACTIVE_NATS} nat")
+    axes.set_ylim(floor, max(4 * mean.max(), 10 * ACTIVE_NATS))
     log_axis(axes)
-    axes.set_ylim(bottom=floor)
+    axes.set_xlim(-0.7, max(len(mean), 5) - 0.3)
     axes.set_xticks(np.arange(len(mean)), [f"z{d}" for d in range(len(mean))])
     axes.set(xlabel="latent dimension", ylabel="KL from the prior (nats)")
     axes.set_title(f"{int(active_dimensions(kl).sum())} of {len(mean)} dimensions active")
@@ -122,7 +123,7 @@ def prior_and_posterior(tree: xr.DataTree, tasks: int = 4) -> Figure:
     dims = most_active(tree)
     columns = min(3, len(dims))
     rows = -(-len(dims) // columns)
-    figure = Figure((3.1 * columns, 2.3 * rows + 0.5), layout="constrained")
+    figure = Figure((max(5.6, 3.1 * columns), max(3.4, 2.3 * rows + 0.5)), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     posterior, prior = array(tree, "posterior", "z")[:, :, -1], array(tree, "prior", "z")
     for axes, d in zip(grid.flat, dims, strict=False):
@@ -151,7 +152,10 @@ def density(draws: Float[np.ndarray, "S"], points: int = 200) -> tuple[np.ndarra
 
 
 def latent_map(tree: xr.DataTree, columns: int = 4) -> Figure:
-    """Posterior means of all tasks in the plane of their two main directions, coloured by the true parameters."""
+    """Posterior means of all tasks in the plane of their two main directions, coloured by the true parameters.
+
+    A latent of one dimension is shown against the true parameters themselves.
+    """
     means = array(tree, "fit_stats", "mean").astype(float)
     steps = array(tree, "posterior", "context_step")
     names, truth = parameters(tree)
@@ -162,12 +166,13 @@ def latent_map(tree: xr.DataTree, columns: int = 4) -> Figure:
     grid = figure.subplots(rows, len(chosen), squeeze=False, sharex=True, sharey=True)
     for m in range(rows):
         for axes, c in zip(grid[m], chosen, strict=True):
-            points = axes.scatter(*planes[c].T, c=truth[:, m], s=16, cmap=colormaps["viridis"], linewidths=0)
+            second = truth[:, m] if means.shape[2] == 1 else planes[c][:, 1]
+            points = axes.scatter(planes[c][:, 0], second, c=truth[:, m], s=16, cmap="viridis", linewidths=0)
             if m == 0:
                 axes.set_title(f"{steps[c]} data seen", fontsize=9.5, fontweight="normal")
         figure.colorbar(points, ax=grid[m].tolist(), label=f"true {names[m]}", pad=0.01)
     figure.supxlabel(f"main direction of the posterior mean ({100 * shares[0]:.0f} % of its variance)", fontsize=10)
-    figure.supylabel(f"second ({100 * shares[1]:.0f} %)", fontsize=10)
+    figure.supylabel("true value" if means.shape[2] == 1 else f"second ({100 * shares[1]:.0f} %)", fontsize=10)
     return figure
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 DPI = 160
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
@@ -85,9 +85,12 @@ def context_axis(axes: Axes, steps: Sequence[int], horizon: int) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic vertical axis with plain decimals: 0.01, 0.1, 1."""
+    """A logarithmic vertical axis of at least a decade, so that flat looks flat, with plain decimals: 0.01, 0.1, 1."""
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, high / 12), high)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def band(axes: Axes, x: Any, mean: Any, interval: Any, colour: Any, label: str) -> None:

@@ -169,7 +169,7 @@ def _latent(tree: xr.DataTree) -> list[Panel]:
             lambda: figures.prior_and_posterior(tree),
             "Densities of the prior and of four tasks' posteriors, one panel per latent dimension.",
             "Beliefs about four tasks after all data (colours), and the prior (grey). Dimensions by information.",
-            wide=True,
+            wide=tree["posterior"].sizes["latent_dim"] > 2,
         )
     ]
     names, _ = parameters(tree)

@@ -1,10 +1,13 @@
 """PEARL: what trains what, in which units, and that a run can be stopped anywhere."""
 
 import copy
+import inspect
 import math
+from importlib.resources import files
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pyro.infer import RenyiELBO, Trace_ELBO
 from torch.distributions import kl_divergence
 
@@ -218,6 +221,14 @@ def test_supervised_families_are_refused():
 def test_meta_batches_larger_than_the_task_set_are_refused():
     with pytest.raises(ValueError, match=r"meta_batch \(7\).*train_tasks \(6\)"):
         agent(meta_batch=7)
+
+
+def test_the_configuration_states_the_defaults_of_the_class():
+    stated = OmegaConf.create(files("bayesmeta.configs.algorithm").joinpath("pearl.yaml").read_text())
+    defaults = inspect.signature(PEARL).parameters
+    for name in set(defaults) - {"spec", "device", "elbo"}:
+        default = defaults[name].default
+        assert (list(default) if isinstance(default, tuple) else default) == stated[name], name
 
 
 @pytest.mark.gpu

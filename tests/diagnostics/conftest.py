@@ -41,6 +41,12 @@ def trial():
     return family, agent, results_of(agent, family, tasks=10, episodes=2, draws=40)
 
 
+@pytest.fixture
+def unpainted(monkeypatch):
+    """Reports without drawing, which is what takes the time."""
+    monkeypatch.setattr("bayesmeta.diagnostics.report.rendered", lambda draw: b"")
+
+
 TRAIN = """
 import json, sys
 import torch

@@ -52,12 +52,6 @@ def page(source):
     return Page(source)
 
 
-@pytest.fixture
-def unpainted(monkeypatch):
-    """Pages without drawing, which is what takes the time."""
-    monkeypatch.setattr("bayesmeta.diagnostics.report.rendered", lambda draw: b"")
-
-
 def test_the_page_needs_nothing_else(source, page):
     assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
     assert source.isascii() and "<script" not in source and not re.search(r"url\(|@import|https?:", source)
@@ -84,10 +78,12 @@ def test_the_page_says_what_was_found(trial, page):
         assert word in page.text
 
 
-def test_a_report_of_a_supervised_procedure(gaussian):
+def test_a_report_of_a_supervised_procedure(gaussian, unpainted):
     page = Page(report(gaussian[3]))
     assert "ConjugateGaussian on linear_gaussian-v1" in page.text and "Behaviour" not in page.text
     assert len(page.images) == 6
+    (axes,) = figures.learned_and_exact(gaussian[3]).axes
+    assert axes.get_xlabel() == "data seen" and len(lines(axes)) == 4
 
 
 def test_markup_in_the_results_is_text(gaussian, unpainted):
@@ -136,7 +132,7 @@ def test_learned_and_exact_errors(trial):
     (axes,) = figures.learned_and_exact(tree).axes
     found = lines(axes)
     truth = np.stack([array(tree, "constant_data", f"goal_{x}_true") for x in "xy"], -1)
-    for label, group in (("learned belief, decoded", "decoded"), ("exact posterior", "exact")):
+    for label, group in (("decoded from the belief", "decoded"), ("exact posterior", "exact")):
         expected = np.sqrt(((array(tree, group, "mean") - truth) ** 2).sum(-1).mean(1))
         np.testing.assert_allclose(found[label], expected, rtol=1e-6)
     assert found["exact posterior"][-1] < 0.8 * found["exact posterior"][0]

@@ -14,7 +14,9 @@ from bayesmeta.diagnostics.verdict import passed, verdicts
 
 @pytest.fixture(scope="module")
 def diagnosed(run_folder):
-    return run_folder, diagnose(run_folder, tasks=10, draws=20)
+    with pytest.MonkeyPatch.context() as patch:  # what figures look like is tested elsewhere, and takes the time
+        patch.setattr("bayesmeta.diagnostics.report.rendered", lambda draw: b"")
+        return run_folder, diagnose(run_folder, tasks=10, draws=20)
 
 
 def test_diagnose_writes_results_and_report(diagnosed):
@@ -30,7 +32,7 @@ def test_diagnose_writes_results_and_report(diagnosed):
     assert "Test return by adaptation episode" in (folder / "diagnostics" / "report.html").read_text()
 
 
-def test_diagnose_prints_verdicts_and_paths(diagnosed, capsys):
+def test_diagnose_prints_verdicts_and_paths(diagnosed, capsys, unpainted):
     folder, _ = diagnosed
     before = load(folder / "diagnostics" / "results.nc")
     diagnose(folder, tasks=10, draws=20)
@@ -43,7 +45,7 @@ def test_diagnose_prints_verdicts_and_paths(diagnosed, capsys):
         assert again[group].identical(before[group]), group
 
 
-def test_diagnose_takes_episodes_and_seed(diagnosed):
+def test_diagnose_takes_episodes_and_seed(diagnosed, unpainted):
     folder, _ = diagnosed
     diagnose(folder, tasks=10, draws=5, episodes=1, seed=1, checkpoint="last")
     tree = load(folder / "diagnostics" / "results.nc")

@@ -1,4 +1,7 @@
-"""The procedures that the laws are tested on. A new one joins by one line, and names the laws it does not obey."""
+"""The procedures that the laws are tested on. A new one joins by one line, and names the laws it does not obey.
+
+NUTS, of which one update takes a minute, has tests of its own.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -18,8 +21,8 @@ from bayesmeta.types import Inference, SupervisedFamily
 class Case:
     """A procedure on the data of a family; ``inference`` None is the family's own exact one.
 
-    ``breaks`` are the laws it does not obey: the tests assert that it breaks them. ``exact`` procedures must also be
-    calibrated against the family's model.
+    ``breaks`` are the laws it does not obey: the tests assert that it breaks them. Those in ``EXACT`` must also be
+    calibrated, and one with the density of their family's model.
     """
 
     name: str

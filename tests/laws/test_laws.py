@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bayesmeta.inference.beliefs import FullGaussian
 from bayesmeta.tasks.normal_normal import NormalNormal
-from bayesmeta.types import Context
+from bayesmeta.types import Context, to
 from tests.laws.cases import EXACT, LEARNED, Case
 from tests.laws.laws import LAWS, Setting
 
@@ -30,6 +30,19 @@ def test_law(case: Case, law: str) -> None:
             LAWS[law](setting)
 
     check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_same_on_a_gpu(case: Case) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = case.family.context(case.family.sample(3, "train", generator), 4, generator)
+    here, there = case.double().float(), case.double().float().to("cuda")
+    q = here.update(here.init(3), data).posterior
+    p = there.update(there.init(3), to(data, "cuda")).posterior
+    assert p.mean.is_cuda
+    torch.testing.assert_close(p.mean.cpu(), q.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(p.variance.cpu(), q.variance, rtol=1e-3, atol=1e-5)
 
 
 def test_cases_name_laws_that_exist() -> None:
