@@ -57,6 +57,7 @@ class PEARL:
     data the encoder does not see; then makes ``updates`` updates. The first step begins with ``initial_episodes`` in
     every training task.
 
+    The learning rate of all optimisers is ``lr / (1 + updates made / lr_half)``, constant with ``lr_half=None``.
     ``kl_weight`` is in units of the squared TD error, per task. ``temperature`` is the initial entropy weight in
     reward units; ``learn_temperature`` moves it towards a policy entropy of ``-action_dim`` nats. ``precision="bf16"``
     runs the networks' products in bfloat16; beliefs, losses and optimisers stay in float32. ``elbo`` is any of Pyro's
@@ -87,6 +88,7 @@ class PEARL:
         explore_episodes: int = 1,
         updates: int = 200,
         lr: float = 1e-3,
+        lr_half: int | None = 5000,
         discount: float = 0.9,
         reward_scale: float = 1.0,
         kl_weight: float = 3e-4,
@@ -111,6 +113,7 @@ class PEARL:
         self.extra_episodes, self.explore_episodes = extra_episodes, explore_episodes
         self.discount, self.reward_scale, self.kl_weight = discount, reward_scale, kl_weight
         self.target_rate, self.learn_temperature = target_rate, learn_temperature
+        self.lr, self.lr_half = lr, lr_half
 
         bf16 = precision == "bf16"
         sizes = (spec.obs_dim, spec.action_dim, latent_dim, widths)
@@ -137,7 +140,7 @@ class PEARL:
         self._model = FactorModel(self._prior, self._factor, kl_weight)
 
         self.replay = TaskReplay(train_tasks, spec.obs_dim, spec.action_dim, device)
-        self.env_steps = 0
+        self.env_steps, self.updates_made = 0, 0
 
     # --- behaviour -------------------------------------------------------------------------------------------------
 
@@ -159,12 +162,14 @@ class PEARL:
             self._visit(torch.arange(self.train_tasks, device=self.device), (self.initial_episodes, 0, 0))
         chosen = self._choose(self.collect_tasks)
         collected = self._visit(chosen, (self.prior_episodes, self.posterior_episodes, self.extra_episodes))
+        self._set_learning_rate()
         totals: dict[str, Tensor] = {}
         for _ in range(self.updates):
             tasks = self._choose(self.meta_batch)
             batch = self.replay.sample(tasks, self.rl_batch, self._generator)
             for key, value in self.update(batch, self._context(tasks)).items():
                 totals[key] = totals.get(key, 0.0) + value
+        self.updates_made += self.updates
         check_finite(**dict(self._named_parameters()))
         means = {key: float(value) / self.updates for key, value in totals.items()}
         return {"env_steps": float(self.env_steps), **collected, **means}
@@ -202,6 +207,12 @@ class PEARL:
             return posterior_guide(posterior, self.kl_weight)
 
         return elbo_loss(self._elbo, self._model, guide, len(batch.reward), batch)
+
+    def _set_learning_rate(self) -> None:
+        lr = self.lr if self.lr_half is None else self.lr / (1.0 + self.updates_made / self.lr_half)
+        for optimizer in (self._q_optimizer, self._policy_optimizer, self._temperature_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
 
     def _prior(self, batch: int) -> Distribution:
         return self.inference.init(batch).posterior
@@ -268,6 +279,7 @@ class PEARL:
             "params": self._params,
             "generator": self._generator.get_state(),
             "env_steps": self.env_steps,
+            "updates_made": self.updates_made,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -280,4 +292,4 @@ class PEARL:
             self.log_temperature.copy_(state["log_temperature"])
         self._params = state["params"].to(self.device)
         self._generator.set_state(state["generator"].cpu())
-        self.env_steps = int(state["env_steps"])
+        self.env_steps, self.updates_made = int(state["env_steps"]), int(state["updates_made"])

@@ -59,7 +59,7 @@ def test_draws_are_from_the_conjugate_posterior() -> None:
 )
 def test_agrees_with_the_exact_posterior_of_several_tasks(family: SupervisedFamily) -> None:
     data = data_of(family, tasks=2, shots=12)
-    nuts = sampler(family, draws=500, warmup=250)
+    nuts = sampler(family, draws=350, warmup=150)
     assert_agrees(family, data, nuts.update(nuts.init(2), data))
 
 
@@ -110,7 +110,7 @@ def test_chains_in_different_modes_are_no_reference() -> None:
     """Data at one place only: ``a sin(1.5 - phi)`` is the same on both sides of its maximum."""
     family = Sinusoid(noise=0.05)
     data = Context.of(torch.full((1, 6, 1), 1.5), torch.full((1, 6, 1), 0.3))
-    nuts = sampler(family, draws=300, warmup=100)
+    nuts = sampler(family, draws=100, warmup=50)
     with pytest.raises(ReferenceRejected, match="R-hat"):
         nuts.update(nuts.init(1), data)
 

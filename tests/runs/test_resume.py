@@ -131,8 +131,8 @@ def test_killed_at_random_moments(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_many_random_moments(tmp_path):
-    assert exit_code(start(jobs.job_train, tmp_path / "whole", 400)) == 0
-    hits = sum(killed_at_random(tmp_path / f"{k}", 400, 10, random.Random(k)) for k in range(4))
+    assert exit_code(start(jobs.job_train, tmp_path / "whole", 150)) == 0
+    hits = sum(killed_at_random(tmp_path / f"{k}", 150, 10, random.Random(k)) for k in range(4))
     assert hits >= 20
     for k in range(4):
         assert_same_run(tmp_path / f"{k}", tmp_path / "whole")

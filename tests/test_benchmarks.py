@@ -1,0 +1,164 @@
+"""The benchmarks run, and what they compare with does what it says."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from bayesmeta.inference.product import ProductOfGaussians
+from bayesmeta.types import Context
+
+from benchmarks import collect, memory, pearl_update
+from benchmarks._agents import Updates, agent
+from benchmarks._flops import executed
+from benchmarks._looped_pearl import LoopedPEARL
+from benchmarks._stopwatch import timing
+from benchmarks._timing import Sample, interleave, native_bf16, table
+
+SIZE = pearl_update.Size(tasks=16, rows=32, context=8, latent=3, width=128, encoder_width=8)
+
+
+@pytest.mark.parametrize("script", [pearl_update, collect, memory], ids=lambda script: script.__name__)
+def test_scripts_print_tables_of_numbers(script, capsys):
+    script.main(["--quick"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert sum("---" in line for line in lines) >= 2
+    for line in lines:
+        assert line.count("|") >= 4 and "nan" not in line and "inf" not in line
+    assert any("bayesmeta" in line or "point-robot" in line or "backward" in line for line in lines)
+
+
+# --- operations, counted by hand -----------------------------------------------------------------------------------
+
+
+def products(rows: int, *sizes: int) -> int:
+    """Of one pass through a network: forward, or all its weights' gradients, or all its inputs' gradients."""
+    return 2 * rows * sum(i * o for i, o in pairwise(sizes))
+
+
+def by_hand(size: pearl_update.Size) -> int:
+    """The published organisation: 7 passes forward; 2 networks x 2 back for the critics, again through them for the
+    policy, 2 for the value and 2 for the policy, whose first layers have inputs without a gradient."""
+    rows, hidden, z = size.tasks * size.rows, [size.width] * 3, size.latent
+    q = products(rows, size.obs + size.action + z, *hidden, 1)
+    v, v_inner = (products(rows, *sizes) for sizes in ((size.obs + z, *hidden, 1), (*hidden, 1)))
+    p, p_inner = (products(rows, *s, 2 * size.action) for s in ((size.obs + z, *hidden), hidden))
+    context, inner = size.tasks * size.context, [size.encoder_width] * 3
+    e = products(context, size.obs + size.action + 1, *inner, 2 * z)
+    e_inner = products(context, *inner, 2 * z)
+    return (4 * q + 2 * v + p) + 4 * q + 4 * q + (v + v_inner) + (p + p_inner) + e + 2 * (e + e_inner)
+
+
+def test_operations_of_the_published_organisation_are_those_counted_by_hand():
+    assert executed(lambda: pearl_update.yardstick(SIZE).update(list(range(SIZE.tasks)))) == by_hand(SIZE)
+    published = by_hand(pearl_update.PUBLISHED) / pearl_update.PUBLISHED.critic_pass
+    assert 19 < published < 20, "7 F forward, 12 F back, and the encoder"
+
+
+def test_no_network_is_passed_once_too_often():
+    """8 passes forward (policy, 2 target critics, 2 critics; policy, 2 critics), 2 networks x 2 back for the critics; for
+    the policy 2 back through the critics, without their weights' gradients, and 2 through itself."""
+    count = executed(Updates(agent(*pearl_update.overrides(SIZE)))) / SIZE.critic_pass
+    encoder = 3 * products(SIZE.tasks * SIZE.context, 5, 8, 8, 8, 6) / SIZE.critic_pass
+    assert abs(count - 16 - encoder) < 0.5  # first layers differ by the latent's share; a pass too many would be 1
+
+
+# --- the yardsticks ------------------------------------------------------------------------------------------------
+
+
+def test_the_loop_over_tasks_computes_the_same_product_of_gaussians():
+    looped = pearl_update.yardstick(SIZE)
+    encoder = ProductOfGaussians(4, 1, 3, widths=(8, 8, 8), prior_factor=False)
+    with torch.no_grad():
+        for layer, weight, bias in zip(looped.encoder[::2], encoder.net.weights, encoder.net.biases, strict=True):
+            weight[0], bias[0] = layer.weight, layer.bias
+    data = torch.randn(4, 9, 5)
+    mean, variance = looped.posterior(data)
+    posterior = encoder.update(encoder.init(4), Context.of(data[..., :4], data[..., 4:])).posterior
+    torch.testing.assert_close(mean, posterior.mean)
+    torch.testing.assert_close(variance, posterior.variance)
+
+
+def test_the_yardstick_learns():
+    """Every network moves, the target slowest, and the critics' error goes down on data that stay the same."""
+    torch.manual_seed(0)
+    looped = LoopedPEARL(2, 2, latent_dim=2, width=16, encoder_width=8, rl_batch=64, context_batch=8, tasks=2, rows=64)
+    nets = {name: getattr(looped, name) for name in ("encoder", "q1", "q2", "v", "target_v", "policy")}
+    before = {name: torch.nn.utils.parameters_to_vector(net.parameters()).clone() for name, net in nets.items()}
+
+    def reward_error() -> float:
+        obs, action, *_ = looped._rows([0, 1], 64)
+        z = torch.zeros(2, 64, 2)
+        with torch.no_grad():
+            return float(looped.q1(torch.cat([obs, action, z], -1)).square().mean())
+
+    first = reward_error()
+    for _ in range(5):
+        looped.update([0, 1])
+    moved = {
+        name: float((torch.nn.utils.parameters_to_vector(n.parameters()) - before[name]).norm())
+        for name, n in nets.items()
+    }
+    assert all(distance > 0 for distance in moved.values()) and moved["target_v"] < 0.1 * moved["v"]
+    assert math.isfinite(first)
+
+
+def test_pyro_and_the_written_out_loss_have_one_gradient():
+    jobs = pearl_update.with_and_without_pyro(Updates(agent("algorithm.initial_episodes=1")))
+    gradients = []
+    for job in jobs.values():
+        torch.manual_seed(0)
+        gradients.append(job())
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "horizon"), [(collect.PointRobot, 20), (collect.Cheetah, 5)])
+def test_the_one_by_one_sampler_returns_whole_episodes(make: Callable, horizon: int):
+    sampler = collect.LoopedSampler(make, make.obs_dim, make.action_dim, latent_dim=5, width=8)
+    path = sampler.episode(horizon)
+    assert path["obs"].shape == path["next_obs"].shape == (horizon, make.obs_dim)
+    assert (path["obs"][1:] == path["next_obs"][:-1]).all() and (path["obs"][1:] != path["obs"][:-1]).any()
+    assert path["reward"].shape == (horizon,) and (path["reward"] < 0).all() and (abs(path["action"]) < 1).all()
+
+
+# --- timing --------------------------------------------------------------------------------------------------------
+
+
+def test_interleaving_runs_every_job_once_a_round_and_none_always_first():
+    order: list[str] = []
+    clock = iter(range(1000))
+    jobs = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = interleave(jobs, 3, clock=lambda: float(next(clock)))
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert seconds == {name: Sample((1.0, 1.0, 1.0)) for name in "abc"}
+
+
+def test_ratios_are_taken_round_by_round():
+    fast, slow = Sample((1.0, 10.0, 2.0)), Sample((2.0, 20.0, 4.0))
+    assert slow.over(fast) == Sample((2.0, 2.0, 2.0))
+    assert Sample((3.0, 1.0, 2.0)).show(1) == "2.0 (1.0-3.0)" and Sample((1234.5,)).show(0) == "1,234 (1,234-1,234)"
+    assert table(["", "x"], [["a", "1"]]) == "|  | x |\n| --- | --- |\n| a | 1 |\n"
+
+
+def test_a_stopwatch_gives_each_piece_its_own_time_and_lets_go():
+    class Work:
+        def inner(self) -> int:
+            return 1
+
+        def outer(self) -> int:
+            return self.inner() + self.inner()
+
+    original = Work.outer
+    with timing([("inner", Work, "inner"), ("outer", Work, "outer")]) as watch:
+        ticks = iter([0.0, 1.0, 3.0, 4.0, 7.0, 10.0])  # outer starts; inner 1-3; inner 4-7; outer ends
+        watch._clock = lambda: next(ticks)
+        assert Work().outer() == 2
+    assert watch.seconds == {"inner": 5.0, "outer": 5.0} and Work.outer is original
+    with pytest.raises(AttributeError), timing([("gone", Work, "renamed")]):
+        pass
+
+
+def test_native_bf16_names_instructions_of_this_cpu():
+    assert set(native_bf16()) <= {"avx512_bf16", "amx_bf16", "bf16"}
