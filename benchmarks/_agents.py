@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bayesmeta.runs import build
-from bayesmeta.types import Context, Transitions
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+
+from bayesmeta.runs import build
+from bayesmeta.types import Context, Transitions
 
 
 def configured(*overrides: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The yardstick of the update benchmark: PEARL as its published implementation is organised, in this project's own code.
+"""The yardstick of the update benchmark: PEARL organised as its published implementation is, in own code.
 
 What it keeps of that organisation, since that is what is being timed (Rakelly et al. 2019 and its released code, read
 for its structure only): a Python loop over the tasks of a meta-batch for replay, for the product of Gaussians, for the
@@ -8,6 +8,7 @@ the last of which also computes the critics' weight gradients that nobody uses; 
 """
 
 import copy
+import itertools
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 def mlp(sizes: list[int]) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for i, o in zip(sizes[:-1], sizes[1:], strict=True):
+    for i, o in itertools.pairwise(sizes):
         layers += [nn.Linear(i, o), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -12,8 +12,8 @@ sampler on point-robot, 5 times on HalfCheetah, and half of the bare simulator.
 
     python -m benchmarks.collect [--quick]
 
-Median (lowest-highest) over interleaved rounds; ratios are taken round by round. One thread is measured in CPU time, two
-are in wall time, which needs a machine with two idle cores.
+Median (lowest-highest) over interleaved rounds; ratios are taken round by round. One thread is measured in CPU time,
+two are in wall time, which needs a machine with two idle cores.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mujoco.batch import Batch
+
 from bayesmeta.collect import collect
 from bayesmeta.inference.product import ProductOfGaussians
 from bayesmeta.models.networks import TanhGaussianPolicy
@@ -29,8 +31,6 @@ from bayesmeta.tasks.cheetah_vel import CheetahVel
 from bayesmeta.tasks.mujoco import load_model
 from bayesmeta.tasks.point_goal import PointGoal
 from bayesmeta.types import ControlFamily, Explorer
-from mujoco.batch import Batch
-
 from benchmarks._looped_sampler import Cheetah, LoopedSampler, PointRobot
 from benchmarks._timing import Clock, Sample, arguments, cpu_time, interleave, machine, table, threads, wall_time
 
@@ -39,7 +39,7 @@ LATENT, WIDTH = 5, 300
 
 @dataclass(frozen=True)
 class Job:
-    """Something that makes ``steps`` environment steps when called, and the ratio to the first job that is asked of it."""
+    """Something that makes ``steps`` environment steps when called, and the ratio to the first job asked of it."""
 
     run: Callable[[], Any]
     steps: int
@@ -104,7 +104,7 @@ def one_by_one(sampler: LoopedSampler, horizon: int, episodes: int) -> Job:
 
 
 def batched(family: ControlFamily, tasks: int, *, episodes: int, goal: str) -> Job:
-    """``collect`` with untrained networks of the published sizes: the policy draws its actions, z is a posterior draw."""
+    """``collect`` with untrained networks of the published sizes: the policy draws actions, z is a posterior draw."""
     spec = family.spec
     torch.manual_seed(0)
     policy = TanhGaussianPolicy(spec.obs_dim, spec.action_dim, LATENT, (WIDTH,) * 3)

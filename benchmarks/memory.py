@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from bayesmeta.replay import TaskReplay
 from bayesmeta.runs import build
 from bayesmeta.types import Spec, Transitions
-
 from benchmarks._agents import configured
 from benchmarks._timing import arguments, machine, table
 

@@ -1,7 +1,7 @@
 """Time of one PEARL update, on one thread.
 
-1. At the size of the published point-robot experiment (16 tasks x 256 rows, three layers of 300, encoder three layers of
-   200 on 64 context rows, latent 5): the organisation of the published implementation (``_looped_pearl.py``) against
+1. At the size of the published point-robot experiment (16 tasks x 256 rows, three layers of 300, encoder three layers
+   of 200 on 64 context rows, latent 5): the organisation of the published implementation (``_looped_pearl.py``) against
    this library in float32 and bfloat16, sampling from replay included in all. Beside the time, the GFLOP of the matrix
    products, also in units of F, one pass of all rows through one critic; the speed at which they went by; and the
    fraction of a 2048 x 2048 x 2048 product's.
@@ -22,11 +22,11 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+from torch.distributions import Distribution, kl_divergence
+
 from bayesmeta.algorithms import pearl
 from bayesmeta.replay import TaskReplay
 from bayesmeta.types import Transitions
-from torch.distributions import Distribution, kl_divergence
-
 from benchmarks._agents import Updates, agent
 from benchmarks._flops import executed
 from benchmarks._looped_pearl import LoopedPEARL
@@ -144,7 +144,8 @@ def default(quick: bool) -> None:
     updates = Updates(agent("algorithm.initial_episodes=1") if quick else agent())
     rounds, calls = (1, 2) if quick else (15, 16)
     algorithm = updates.algorithm
-    size = f"{algorithm.meta_batch} tasks x {algorithm.rl_batch} rows, layers of {algorithm.critics.net.biases[0].shape[1]}"
+    width = algorithm.critics.net.biases[0].shape[1]
+    size = f"{algorithm.meta_batch} tasks x {algorithm.rl_batch} rows, layers of {width}"
     print(f"One update at the default size: {size}.\n")
     pieces, total = breakdown(updates, rounds, calls)
     share = [[name, ms.show(2), f"{100 * ms.median / total.median:.0f} %"] for name, ms in pieces.items()]

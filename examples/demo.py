@@ -26,7 +26,7 @@ TASKS, EPISODES = 200, 5
 
 
 def main(iterations: int = 60) -> int:
-    code = dispatch(["train", f"run_dir={RUN}", f"iterations={iterations}", "threads=1", "eval.tasks=100"])
+    code = dispatch(["train", "experiment=point_goal", f"run_dir={RUN}", f"iterations={iterations}"])
     if code:
         return code
     run = load_run(RUN, "last")

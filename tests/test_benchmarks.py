@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from bayesmeta.inference.product import ProductOfGaussians
 from bayesmeta.types import Context
-
 from benchmarks import collect, memory, pearl_update
 from benchmarks._agents import Updates, agent
 from benchmarks._flops import executed
@@ -57,8 +57,8 @@ def test_operations_of_the_published_organisation_are_those_counted_by_hand():
 
 
 def test_no_network_is_passed_once_too_often():
-    """8 passes forward (policy, 2 target critics, 2 critics; policy, 2 critics), 2 networks x 2 back for the critics; for
-    the policy 2 back through the critics, without their weights' gradients, and 2 through itself."""
+    """8 passes forward (policy, 2 target critics, 2 critics; policy, 2 critics), 2 networks x 2 back for the critics;
+    for the policy 2 back through the critics, without their weights' gradients, and 2 through itself."""
     count = executed(Updates(agent(*pearl_update.overrides(SIZE)))) / SIZE.critic_pass
     encoder = 3 * products(SIZE.tasks * SIZE.context, 5, 8, 8, 8, 6) / SIZE.critic_pass
     assert abs(count - 16 - encoder) < 0.5  # first layers differ by the latent's share; a pass too many would be 1

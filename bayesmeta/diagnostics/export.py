@@ -26,14 +26,13 @@ _ELEMENTS = 1 << 24
 _OBSERVATIONS = 4_000_000  # numbers of `obs` kept in the file at most: 16 MB
 
 
-def context_sizes(size: int, horizon: int = 0) -> tuple[int, ...]:
-    """Numbers of data at which the belief is recorded: 0, 1, 2, 5, 10, 20, ... within the first episode, then its ends.
+def context_sizes(size: int, ends: Sequence[int] = ()) -> tuple[int, ...]:
+    """Numbers of data at which the belief is recorded: 0, 1, 2, 5, 10, 20, ... within the first episode, and all ends.
 
-    Without episodes (``horizon = 0``) the ladder goes on to ``size``, which is always the last.
+    Without episodes the ladder goes on to ``size``, which is always the last.
     """
-    first = min(horizon or size, size)
+    first = ends[0] if ends else size
     ladder = [m * 10**k for k in range(len(str(first))) for m in (1, 2, 5) if m * 10**k < first]
-    ends = range(horizon, size, horizon) if horizon else ()
     return tuple(sorted({0, *ladder, *ends, size}))
 
 
@@ -59,14 +58,18 @@ def results_from(
     is one: it gives the joint log density of every draw. ``references`` are returns to compare with, by name
     (``family.reference_returns(params)``). Raises ValueError where the tasks or sizes do not fit the data.
     """
-    context = seen.transitions.context(next_obs=spec.dynamics_vary) if isinstance(seen, Rollout) else seen
+    if isinstance(seen, Rollout):
+        context = seen.transitions.context(next_obs=spec.dynamics_vary)
+        ends = np.cumsum([episode.reward.shape[1] for episode in seen.episodes]).tolist()
+    else:
+        context, ends = seen, []
     if len(params) != context.batch or params.shape[1] != spec.param_dim:
         raise ValueError(
             f"results_from: expected parameters [{context.batch}, {spec.param_dim}] for the tasks of the data, got "
             f"{tuple(params.shape)}"
         )
     if sizes is None:
-        sizes = context_sizes(context.size, spec.horizon)
+        sizes = context_sizes(context.size, ends)
     elif sorted({0, *sizes}) != list(sizes) or sizes[-1] > context.size:
         raise ValueError(
             f"results_from: expected sizes that begin with 0, increase and end by {context.size} rows, got "
@@ -90,7 +93,6 @@ def results_from(
             "bayesmeta_version": __version__,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "family": spec.name,
-            "horizon": spec.horizon,
             "param_names": list(spec.param_names),
             "inference_library": "bayesmeta",
             "inference": type(inference).__name__,
@@ -115,8 +117,7 @@ def _belief_groups(
     """posterior, prior, sample_stats and fit_stats, computed a few tasks at a time."""
     per_chunk = max(1, _ROWS // max(1, context.size))
     chunks = [_chunk(part, inference, sizes, draws, model) for part in _tasks(context, per_chunk)]
-    found = {name: np.concatenate([chunk[name] for chunk in chunks], axis) for name, axis in _TASK_AXIS.items()
-             if name in chunks[0]}  # fmt: skip
+    found = {name: np.concatenate([chunk[name] for chunk in chunks], _task_axis(name)) for name in chunks[0]}
     per_draw = ("draw", "context_step", "task")
     per_latent = ("context_step", "task", "latent_dim")
     stats = ("mean", "sd", "contraction", "kl")
@@ -135,16 +136,15 @@ def _belief_groups(
     }
 
 
-_TASK_AXIS = {"z": 2, "prior": 1, "log_q": 2, "lp": 2, "mean": 1, "sd": 1, "contraction": 1, "kl": 1} | {
-    "kl_total": 1,
-    "n_context": 1,
-}
+def _task_axis(name: str) -> int:
+    """Arrays are [draw, context_step, task, ...], without what they do not have; the prior has no context_step."""
+    return 2 if name in ("z", "log_q", "lp") else 1
 
 
 def _chunk(
     context: Context, inference: Inference, sizes: Sequence[int], draws: int, model: TaskModel | None
 ) -> dict[str, np.ndarray]:
-    """Arrays of some tasks; the keys and the axis of the tasks are those of ``_TASK_AXIS``."""
+    """Arrays of some tasks; ``_task_axis`` is the axis of the tasks in each."""
     prior = inference.init(context.batch).posterior
     rows: list[dict[str, Tensor]] = []
     for size in sizes:
@@ -165,7 +165,7 @@ def _chunk(
         if model is not None:
             row["lp"] = model.log_joint(z, prefix)
         rows.append(row)
-    stacked = {name: torch.stack([row[name] for row in rows], _TASK_AXIS[name] - 1) for name in rows[0]}
+    stacked = {name: torch.stack([row[name] for row in rows], _task_axis(name) - 1) for name in rows[0]}
     return {name: _array(value) for name, value in {**stacked, "prior": prior.sample(torch.Size((draws,)))}.items()}
 
 

@@ -22,7 +22,7 @@ from bayesmeta.diagnostics.plotting import (
     ordered,
     panel,
 )
-from bayesmeta.diagnostics.results import array, attribute, parameters
+from bayesmeta.diagnostics.results import array, episode_ends, parameters
 from bayesmeta.diagnostics.tables import references
 
 _DIMENSIONS = 6  # latent dimensions drawn at most, those with the most information
@@ -65,7 +65,7 @@ def learned_and_exact(tree: xr.DataTree) -> Figure:
     log_axis(axes)
     shown = f"({', '.join(names)})" if len(names) <= 2 else f"the {len(names)} task parameters"
     axes.set(ylabel=f"RMSE of {shown}", title="What is known of the task")
-    context_axis(axes, steps, attribute(tree, "horizon", 0))
+    context_axis(axes, steps, episode_ends(tree))
     axes.legend(loc="lower left")
     return figure
 
@@ -92,7 +92,7 @@ def per_dimension(tree: xr.DataTree, variable: str, title: str, ylabel: str) -> 
     axes.axhline(0, color=MUTED, linewidth=0.9)
     axes.set(ylabel=ylabel, title=title)
     axes.set_ylim(top=max(0.1, axes.get_ylim()[1]))  # nothing learned looks like nothing
-    context_axis(axes, steps, attribute(tree, "horizon", 0))
+    context_axis(axes, steps, episode_ends(tree))
     axes.legend(loc="upper left", ncols=2)
     return figure
 

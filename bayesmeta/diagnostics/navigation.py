@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from bayesmeta.diagnostics.decoding import decoder
 from bayesmeta.diagnostics.plotting import COLOURS, INK, LEARNED
-from bayesmeta.diagnostics.results import parameters
+from bayesmeta.diagnostics.results import episode_ends, parameters
 from bayesmeta.inference.beliefs import Weighted
 from bayesmeta.types import Context, Inference
 
@@ -35,7 +35,7 @@ def paths(tree: xr.DataTree, exact: Inference | None, tasks: int = 4, rows: int 
     episode_of_t, returns = group["episode_of_t"].values, group["return"].values
     count, tasks = returns.shape[1], min(tasks, len(goals))
     shown = list(range(1, count + 1)) if count <= rows else [*range(1, rows), count]
-    starts = [int((episode_of_t < k).sum()) for k in shown]
+    starts = [[0, *episode_ends(tree)][k - 1] for k in shown]
     beliefs = _beliefs(exact, _context(group, tasks), starts) if exact else []
     drawn, acted = _imagined(tree, starts, shown)
     figure = Figure((2.35 * tasks + 0.4, 2.35 * len(shown) + 1.1), layout="constrained")

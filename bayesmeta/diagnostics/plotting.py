@@ -65,7 +65,7 @@ def ordered(count: int) -> list[Any]:
     return [colormaps["viridis"](level) for level in np.linspace(0.0, 0.82, count)]
 
 
-def context_axis(axes: Axes, steps: Sequence[int], horizon: int) -> None:
+def context_axis(axes: Axes, steps: Sequence[int], ends: Sequence[int]) -> None:
     """A logarithmic axis of context sizes with a place for 0, and where the episodes end."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.5)
     axes.set_xlim(-0.08, steps[-1] * 1.12)
@@ -78,9 +78,12 @@ def context_axis(axes: Axes, steps: Sequence[int], horizon: int) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(shown)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.set_xlabel(f"data seen (transitions, {horizon} an episode)" if horizon else "data seen")
+    even = ends and all(end == (k + 1) * ends[0] for k, end in enumerate(ends))
+    axes.set_xlabel(
+        "data seen" + (f" (transitions, {ends[0]} an episode)" if even else " (transitions)" if ends else "")
+    )
     axes.grid(False, axis="x")
-    for end in range(horizon, steps[-1] + 1, horizon) if horizon else ():
+    for end in ends:
         axes.axvline(end, color=GRID, linewidth=0.9, zorder=0)
 
 

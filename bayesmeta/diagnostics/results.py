@@ -109,6 +109,14 @@ def parameters(tree: xr.DataTree) -> tuple[tuple[str, ...], np.ndarray]:
     return names, np.stack(columns, -1) if columns else np.zeros((truth.sizes.get("task", 0), 0))
 
 
+def episode_ends(tree: xr.DataTree) -> list[int]:
+    """Context sizes at which an episode ended; none where there are no episodes."""
+    if "trajectory" not in tree.children:
+        return []
+    episode = array(tree, "trajectory", "episode_of_t")
+    return [*(np.flatnonzero(np.diff(episode)) + 1).tolist(), len(episode)]
+
+
 def at(tree: xr.DataTree, context_step: int) -> xr.DataTree:
     """The results after ``context_step`` data: every group without its ``context_step`` dimension.
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from bayesmeta.collect import Rollout
 from bayesmeta.diagnostics import results
-from bayesmeta.diagnostics.decoding import decode, exact_curve
+from bayesmeta.diagnostics.decoding import FOLDS, decode, exact_curve
 from bayesmeta.diagnostics.export import results_from
 from bayesmeta.diagnostics.report import write_report
 from bayesmeta.diagnostics.truth import exact_posterior, reference_returns
@@ -84,8 +84,11 @@ def results_of(
     """The results of an algorithm's beliefs on fresh test tasks of a family.
 
     Control families are adapted to for ``episodes`` episodes, supervised ones shown ``shots`` data. The parameters
-    decoded from the belief and, where the family knows it, the exact posterior of the same data are in it.
+    decoded from the belief and, where the family knows it, the exact posterior of the same data are in it. Raises
+    ValueError for fewer than 10 tasks.
     """
+    if tasks < 2 * FOLDS:
+        raise ValueError(f"tasks = {tasks}: expected at least {2 * FOLDS}, for parameters decoded on held-out tasks")
     generator = torch.Generator().manual_seed(derived_seed(seed, "diagnostics tasks"))
     params = family.sample(tasks, "test", generator).to(device)
     references: dict[str, torch.Tensor] = {}

@@ -19,26 +19,28 @@ from bayesmeta.types import Context
 
 
 @pytest.mark.parametrize(
-    "size, horizon, expected",
+    "size, ends, expected",
     [
-        (60, 20, (0, 1, 2, 5, 10, 20, 40, 60)),
-        (600, 200, (0, 1, 2, 5, 10, 20, 50, 100, 200, 400, 600)),
-        (24, 8, (0, 1, 2, 5, 8, 16, 24)),
-        (17, 8, (0, 1, 2, 5, 8, 16, 17)),  # the last episode ended early in every task
-        (5, 8, (0, 1, 2, 5)),
-        (10, 0, (0, 1, 2, 5, 10)),
-        (30, 0, (0, 1, 2, 5, 10, 20, 30)),
-        (0, 0, (0,)),
+        (60, [20, 40, 60], (0, 1, 2, 5, 10, 20, 40, 60)),
+        (600, [200, 400, 600], (0, 1, 2, 5, 10, 20, 50, 100, 200, 400, 600)),
+        (17, [8, 15, 17], (0, 1, 2, 5, 8, 15, 17)),  # later episodes ended early in every task
+        (5, [5], (0, 1, 2, 5)),
+        (10, [], (0, 1, 2, 5, 10)),
+        (30, [], (0, 1, 2, 5, 10, 20, 30)),
+        (0, [], (0,)),
     ],
 )
-def test_context_sizes(size, horizon, expected):
-    assert context_sizes(size, horizon) == expected
+def test_context_sizes(size, ends, expected):
+    assert context_sizes(size, ends) == expected
 
 
-@given(size=st.integers(0, 5000), horizon=st.integers(0, 1000))
-def test_context_sizes_increase_from_nothing_to_everything(size, horizon):
-    sizes = context_sizes(size, horizon)
-    assert sizes[0] == 0 and sizes[-1] == size and all(a < b for a, b in pairwise(sizes))
+@given(lengths=st.lists(st.integers(1, 1000), max_size=6))
+def test_context_sizes_increase_from_nothing_to_everything(lengths):
+    ends = np.cumsum(lengths).tolist()
+    size = ends[-1] if ends else 700
+    sizes = context_sizes(size, ends)
+    assert sizes[0] == 0 and sizes[-1] == size and set(ends) <= set(sizes)
+    assert all(a < b for a, b in pairwise(sizes))
 
 
 def test_beliefs_at_episode_ends_are_those_of_the_trial(trial):

@@ -51,6 +51,12 @@ def test_diagnose_takes_episodes_and_seed(diagnosed, unpainted):
     tree = load(folder / "diagnostics" / "results.nc")
     assert tree["trajectory"].sizes["episode"] == 1 and attribute(tree, "iteration") == 2
     assert attribute(tree, "seed") == 1 and attribute(tree, "training_seed") == 0
+    assert not any("as it adapts" in verdict.question for verdict in verdicts(tree))  # there is nothing to compare
+
+
+def test_too_few_tasks_are_refused(run_folder):
+    with pytest.raises(ValueError, match=r"tasks = 9: expected at least 10, for parameters decoded on held-out tasks"):
+        diagnose(run_folder, tasks=9)
 
 
 def test_training_imports_no_plots_and_no_tables(run_folder):
