@@ -8,7 +8,7 @@ the last of which also computes the critics' weight gradients that nobody uses; 
 """
 
 import copy
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 def mlp(sizes: list[int]) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for i, o in itertools.pairwise(sizes):
+    for i, o in pairwise(sizes):
         layers += [nn.Linear(i, o), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

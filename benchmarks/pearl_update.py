@@ -56,6 +56,7 @@ class Size:
 
 PUBLISHED = Size()
 QUICK = Size(tasks=2, rows=8, context=4, width=8, encoder_width=8)
+FEW_EPISODES = [f"algorithm.{kind}_episodes=1" for kind in ("initial", "prior", "extra")]
 PIECES: list[Piece] = [
     ("sampling from replay", TaskReplay, "sample"),
     ("sampling from replay", TaskReplay, "sample_recent"),
@@ -133,6 +134,7 @@ def overrides(size: Size) -> list[str]:
         f"algorithm.latent_dim={size.latent}",
         f"algorithm.widths={[size.width] * 3}",
         f"algorithm.encoder_widths={[size.encoder_width] * 3}",
+        *([] if size == PUBLISHED else FEW_EPISODES),
     ]
 
 
@@ -141,7 +143,7 @@ def overrides(size: Size) -> list[str]:
 
 def default(quick: bool) -> None:
     """Print the breakdown of one update at the default size, and what Pyro costs in it."""
-    updates = Updates(agent("algorithm.initial_episodes=1") if quick else agent())
+    updates = Updates(agent(*(FEW_EPISODES if quick else [])))
     rounds, calls = (1, 2) if quick else (15, 16)
     algorithm = updates.algorithm
     width = algorithm.critics.net.biases[0].shape[1]

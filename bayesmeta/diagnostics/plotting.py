@@ -78,10 +78,9 @@ def context_axis(axes: Axes, steps: Sequence[int], ends: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(shown)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    even = ends and all(end == (k + 1) * ends[0] for k, end in enumerate(ends))
-    axes.set_xlabel(
-        "data seen" + (f" (transitions, {ends[0]} an episode)" if even else " (transitions)" if ends else "")
-    )
+    even = all(end == (k + 1) * ends[0] for k, end in enumerate(ends))
+    unit = (f" (transitions, {ends[0]} an episode)" if even else " (transitions)") if ends else ""
+    axes.set_xlabel(f"data seen{unit}")
     axes.grid(False, axis="x")
     for end in ends:
         axes.axvline(end, color=GRID, linewidth=0.9, zorder=0)

@@ -18,7 +18,7 @@ from bayesmeta.evaluate import evaluate
 from bayesmeta.folder import session_versions
 from bayesmeta.runs import load_run
 from bayesmeta.train import derived_seed
-from bayesmeta.types import Algorithm, Context, ControlFamily, SupervisedFamily, TaskFamily
+from bayesmeta.types import Algorithm, Context, ControlFamily, SupervisedFamily, TaskFamily, to
 
 
 def diagnose(
@@ -114,5 +114,5 @@ def results_of(
     tree["decoded"] = xr.DataTree(decode(tree))
     exact = exact_posterior(family)
     if exact is not None:
-        tree["exact"] = xr.DataTree(exact_curve(exact, context, tree))
+        tree["exact"] = xr.DataTree(exact_curve(exact, to(context, "cpu"), tree))
     return tree

@@ -16,7 +16,7 @@ from bayesmeta.types import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class AntDir:
-    """``ant_dir-v1``: run in the direction ``g``.
+    """``ant_dir-v1``: run in the direction ``g``::
 
         r = v_xy . (cos g, sin g) - 0.5 ||a||^2 + 1,    g ~ U(0, 2 pi) (train, test)
 

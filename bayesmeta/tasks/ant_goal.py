@@ -16,7 +16,7 @@ from bayesmeta.types import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class AntGoal:
-    """``ant_goal-v1``: walk to the place ``g`` and stay there.
+    """``ant_goal-v1``: walk to the place ``g`` and stay there::
 
         r = -||xy - g||_1 - 0.1 ||a||^2,    g uniform in the disc of radius 3 (train, test), in the ring 3..4 (ood)
 

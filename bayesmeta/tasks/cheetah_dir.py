@@ -14,7 +14,7 @@ from bayesmeta.types import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class CheetahDir:
-    """``cheetah_dir-v1``: run in direction ``d``.
+    """``cheetah_dir-v1``: run in direction ``d``::
 
         r = d v_x - 0.05 ||a||^2,    d in {-1, +1} (train and test: the same two tasks)
 

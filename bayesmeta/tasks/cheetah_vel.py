@@ -15,7 +15,7 @@ from bayesmeta.types import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class CheetahVel:
-    """``cheetah_vel-v1``: run forward at ``g`` m/s.
+    """``cheetah_vel-v1``: run forward at ``g`` m/s::
 
         r = -|v_x - g| - 0.05 ||a||^2,    g ~ U(0, 3) (train, test),  U(3, 4) (ood)
 

@@ -17,7 +17,7 @@ from bayesmeta.types import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class HopperParams:
-    """``hopper_params-v1``: run forward with a body whose dynamics are hidden.
+    """``hopper_params-v1``: run forward with a body whose dynamics are hidden::
 
         r = v_x + 1 - 0.001 ||a||^2,    value = model value * base^u,    u ~ U(-3, 3) per element (train, test)
 

@@ -16,7 +16,7 @@ from bayesmeta.types import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class HumanoidDir:
-    """``humanoid_dir-v1``: run in the direction ``g``.
+    """``humanoid_dir-v1``: run in the direction ``g``::
 
         r = 1.25 v_xy . (cos g, sin g) - 0.1 ||0.4 a||^2 + 5,    g ~ U(0, 2 pi) (train, test)
 

@@ -4,12 +4,17 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from bayesmeta import diagnostics
+from bayesmeta.algorithms.pearl import PEARL
 from bayesmeta.diagnostics.results import array, attribute, load
-from bayesmeta.diagnostics.run import diagnose
+from bayesmeta.diagnostics.run import diagnose, results_of
 from bayesmeta.diagnostics.verdict import passed, verdicts
+from bayesmeta.tasks.point_goal import PointGoal
+
+TINY = {"widths": [16, 16], "encoder_widths": [16, 16], "latent_dim": 3}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,14 @@ def test_diagnose_takes_episodes_and_seed(diagnosed, unpainted):
 def test_too_few_tasks_are_refused(run_folder):
     with pytest.raises(ValueError, match=r"tasks = 9: expected at least 10, for parameters decoded on held-out tasks"):
         diagnose(run_folder, tasks=9)
+
+
+@pytest.mark.gpu
+def test_an_agent_on_a_gpu():
+    family = PointGoal(horizon=8)
+    agent = PEARL(family.spec, device="cuda", **TINY)
+    tree = results_of(agent, family, tasks=10, episodes=2, draws=5, device="cuda")
+    assert np.isfinite(array(tree, "posterior", "z")).all() and "exact" in tree.children
 
 
 def test_training_imports_no_plots_and_no_tables(run_folder):
