@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bayesmeta.types import Transitions
 
@@ -50,11 +51,13 @@ def policy_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """``mean(alpha log pi - min_i Q_i)`` and the mean ``log pi``. ``z`` is detached: no gradient reaches inference.
 
-    Differentiate with respect to the policy's parameters only: the critics are the objective here, not learners.
+    The critics are the objective here, not learners: their parameters are detached too.
     """
     z = z.detach()
+    # Autograd prunes what nobody asked for, but not inside a custom function: detached, no weight gradient is computed.
+    fixed = {name: parameter.detach() for name, parameter in critics.named_parameters()}
     action, log_prob = policy(obs, z).rsample_with_log_prob()
-    value = critics(obs, action, z).amin(0)
+    value = functional_call(critics, fixed, (obs, action, z)).amin(0)
     return (temperature * log_prob - value).mean(), log_prob.detach().mean()
 
 
