@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from bayesmeta.diagnostics.decoding import decoder
 from bayesmeta.diagnostics.plotting import COLOURS, INK, LEARNED
-from bayesmeta.diagnostics.results import episode_ends, parameters
+from bayesmeta.diagnostics.results import array, episode_ends, parameters
 from bayesmeta.inference.beliefs import Weighted
 from bayesmeta.types import Context, Inference
 
@@ -20,10 +20,14 @@ _BLOCK = 5  # cells of the goal grid drawn as one, so that a belief of a single 
 
 
 def is_plane(tree: xr.DataTree) -> bool:
-    """Whether the trial is navigation in the plane: the observation is the position and the task a goal."""
+    """Whether the trial is navigation in the plane: the observation is the position and the task a goal.
+
+    The beliefs at the starts of its episodes must be among those recorded.
+    """
     if "trajectory" not in tree.children or "obs" not in tree["trajectory"].data_vars:
         return False
-    return tree["trajectory"].sizes["obs_dim"] == 2 and parameters(tree)[0] == ("goal_x", "goal_y")
+    recorded = {0, *episode_ends(tree)} <= set(array(tree, "posterior", "context_step").tolist())
+    return recorded and tree["trajectory"].sizes["obs_dim"] == 2 and parameters(tree)[0] == ("goal_x", "goal_y")
 
 
 def paths(tree: xr.DataTree, exact: Inference | None, tasks: int = 4, rows: int = 4) -> Figure:

@@ -167,6 +167,14 @@ def test_only_goals_in_the_plane_are_paths(gaussian):
     assert not navigation.is_plane(gaussian[3])
 
 
+def test_paths_need_the_beliefs_at_the_starts_of_episodes(trial):
+    kept = [0, 5, 16]
+    tree = trial[2].copy()
+    for group in ("posterior", "sample_stats", "fit_stats", "decoded", "exact"):
+        tree[group] = tree[group].to_dataset().sel(context_step=kept)
+    assert navigation.is_plane(trial[2]) and not navigation.is_plane(tree)
+
+
 def test_density_integrates_to_one():
     where, height = density(np.random.default_rng(0).normal(2.0, 0.5, 500))
     assert np.trapezoid(height, where) == pytest.approx(1, abs=1e-3)
