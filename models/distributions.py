@@ -1,5 +1,6 @@
 """Distributions that torch and Pyro lack, and the numerics that need care."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -34,7 +35,7 @@ class OneRow(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return self.base.support  # type: ignore[return-value]
+        return _with_row(self.base.support, self._axis)  # type: ignore[arg-type]
 
     @property
     def mean(self) -> Tensor:
@@ -58,6 +59,17 @@ class OneRow(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.base.log_prob(value.squeeze(self._axis)).unsqueeze(-1)
+
+
+def _with_row(support: constraints.Constraint, axis: int) -> constraints.Constraint:
+    """A support whose bounds may differ between tasks, as those of a uniform do: they get the row axis too."""
+    support = copy.copy(support)
+    for name, value in vars(support).items():
+        if isinstance(value, Tensor) and value.ndim >= -axis:
+            setattr(support, name, value.unsqueeze(axis))
+        if isinstance(value, constraints.Constraint):
+            setattr(support, name, _with_row(value, axis))
+    return support
 
 
 @register_kl(OneRow, OneRow)

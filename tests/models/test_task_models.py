@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bayesmeta.models.beta_bernoulli import BetaBernoulliModel
+from bayesmeta.models.distributions import OneRow
 from bayesmeta.models.finite import FiniteModel
 from bayesmeta.models.linear_gaussian import LinearGaussianModel
 from bayesmeta.models.sinusoid import SinusoidModel
@@ -53,6 +54,15 @@ def test_sinusoid_has_no_density_outside_its_box() -> None:
     inside = model.log_prior(torch.tensor([[2.0, 1.0]]))
     assert math.isclose(float(inside), -math.log(4.9 * math.pi), rel_tol=1e-6)
     assert float(model.log_prior(torch.tensor([[6.0, 1.0]]))) == -math.inf
+
+
+def test_a_box_of_each_task_is_the_support_beside_the_datum_axis() -> None:
+    """Samplers move in the unconstrained space of the site ``z [B, 1, D]``: each task must land in its own box."""
+    low = torch.tensor([[0.0, 10.0], [20.0, 30.0], [40.0, 50.0]])
+    site = OneRow(dist.Uniform(low, low + 2.0).to_event(1))
+    centre = torch.distributions.biject_to(site.support)(torch.zeros(3, 1, 2))
+    torch.testing.assert_close(centre, (low + 1.0).unsqueeze(1))
+    assert site.support.check(centre).all() and not site.support.check(centre.flip(0)).any()
 
 
 def test_a_linear_datum_is_an_inner_product_in_noise() -> None:
