@@ -62,7 +62,7 @@ def test_a_box_of_each_task_is_the_support_beside_the_datum_axis() -> None:
     site = OneRow(dist.Uniform(low, low + 2.0).to_event(1))
     centre = torch.distributions.biject_to(site.support)(torch.zeros(3, 1, 2))
     torch.testing.assert_close(centre, (low + 1.0).unsqueeze(1))
-    assert site.support.check(centre).all() and not site.support.check(centre.flip(0)).any()
+    assert site.support.check(centre).all() and not site.support.check(centre.roll(1, 0)).any()
 
 
 def test_a_linear_datum_is_an_inner_product_in_noise() -> None:
