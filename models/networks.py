@@ -10,59 +10,98 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesmeta.models.distributions import TanhNormal
 
-# From this size on oneDNN's matrix product is at least as fast as torch's default on every CPU measured, and up to
-# twice as fast for tall-and-thin products; below it the default's smaller overhead wins.
-_ONEDNN_MIN_ROWS = 512
-_ONEDNN_MIN_WIDTH = 128
+# Activations of one block of rows, in numbers: small enough for a core's second-level cache. Tall-and-thin products run
+# at full speed in such pieces (some BLAS run them at half speed whole), and what is elementwise never waits for memory.
+_BLOCK = 160_000
 
 
-class _OneDNNLinear(torch.autograd.Function):
-    """``x W^T + b`` through oneDNN in fp32, with its three gradients; ``relu`` is fused into the product."""
+def mlp(
+    x: Float[Tensor, "n i"],
+    share: Float[Tensor, "E B w"] | None,
+    weights: Sequence[Float[Tensor, "E _ _"]],
+    biases: Sequence[Float[Tensor, "E _"]],
+) -> Float[Tensor, "E n _"]:
+    """``E`` ReLU networks on the same rows; ``share`` is added to the first layer, the same for ``n / B`` rows in turn.
+
+    Gradients of any order. On a CPU in full precision the rows run through all layers in blocks, forwards and
+    backwards; elsewhere, and for higher orders and function transforms, layer by layer.
+    """
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
+        return _layers(x, share, weights, biases)[-1]
+    return _Blocked.apply(x, share, len(weights), *weights, *biases)
+
+
+def _layers(x: Tensor, share: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
+    """What comes out of every layer."""
+    h, outs = x.expand(len(weights[0]), -1, -1), []
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
+        if layer == 0 and share is not None:
+            h = h.view(len(h), share.shape[1], -1, h.shape[-1]).add_(share.unsqueeze(2)).view(h.shape)
+        h = h.relu_() if layer + 1 < len(weights) else h
+        outs.append(h)
+    return outs
+
+
+class _Blocked(torch.autograd.Function):
+    """:func:`_layers` in blocks of whole tasks."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
-        ctx.save_for_backward(x, weight, out if relu else None)
-        return out
+    def forward(ctx: Any, x: Tensor, share: Tensor | None, layers: int, *parameters: Tensor) -> Tensor:
+        weights, biases = parameters[:layers], parameters[layers:]
+        rows = 1 if share is None else max(1, len(x) // share.shape[1])  # of each task
+        tasks = max(1, _BLOCK // (max(w.shape[1] for w in weights) * rows))  # of each block
+        shares = [None] * (len(x) // (tasks * rows) + 1) if share is None else share.split(tasks, 1)
+        ctx.blocks = [
+            _layers(piece, part, weights, biases) for piece, part in zip(x.split(tasks * rows), shares, strict=False)
+        ]
+        ctx.save_for_backward(x, share, *parameters)
+        ctx.layers, ctx.rows, ctx.size = layers, rows, tasks * rows
+        outs = [outs.pop() for outs in ctx.blocks]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, out = ctx.saved_tensors
-        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-        if out is not None:
-            grad = torch.ops.aten.threshold_backward(grad, out, 0.0)
-        rows = grad.reshape(-1, grad.shape[-1])
-        grad_x = torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, "none", [], "") if need_x else None
-        grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if need_weight else None
-        grad_bias = rows.sum(0) if need_bias else None
-        return grad_x, grad_weight, grad_bias, None
+        x, share, *parameters = ctx.saved_tensors
+        need_x, need_share, _, *need = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # the gradient is going to be differentiated
+            return _graph(x, share, ctx.layers, parameters, grad, ctx.needs_input_grad)
+        weights = parameters[: ctx.layers]
+        grads = [torch.zeros_like(p) for p in parameters] if any(need) else []
+        grad_x, grad_share = [], []
+        for piece, outs, g in zip(x.split(ctx.size), ctx.blocks, grad.split(ctx.size, 1), strict=True):
+            for layer in reversed(range(ctx.layers)):
+                if any(need):
+                    h = outs[layer - 1] if layer else piece.expand(len(g), -1, -1)
+                    grads[layer].baddbmm_(g.mT, h)
+                    grads[ctx.layers + layer] += g.sum(1)
+                if layer:
+                    g = g * weights[layer] if g.shape[-1] == 1 else g @ weights[layer]
+                    torch.ops.aten.threshold_backward.grad_input(g, outs[layer - 1], 0.0, grad_input=g)
+            grad_x += [(g @ weights[0]).sum(0)] if need_x else []
+            grad_share += [g.view(len(g), -1, ctx.rows, g.shape[-1]).sum(2)] if need_share else []
+        return (
+            torch.cat(grad_x) if need_x else None,
+            torch.cat(grad_share, 1) if need_share else None,
+            None,
+            *(grads or [None] * len(parameters)),
+        )
 
 
-def linear(
-    x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, "o"], *, relu: bool = False
-) -> Float[Tensor, "*b o"]:
-    """``x W^T + b``, rectified if ``relu``: through oneDNN where that is the faster product.
-
-    That is on a CPU in fp32 with many rows and wide layers. The choice depends on shapes only, so that a run computes
-    the same on every repeat. First-order gradients only on the oneDNN path.
-    """
-    if (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and min(weight.shape) >= _ONEDNN_MIN_WIDTH
-        and x.numel() // x.shape[-1] >= _ONEDNN_MIN_ROWS
-        and torch.backends.mkldnn.is_available()
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        return _OneDNNLinear.apply(x.contiguous(), weight, bias, relu)
-    out = F.linear(x, weight, bias)
-    return out.relu_() if relu else out
+def _graph(
+    x: Tensor, share: Tensor | None, layers: int, parameters: Sequence[Tensor], grad: Tensor, need: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The same gradients, layer by layer and with a graph of their own."""
+    inputs = [x, share, None, *parameters]
+    wanted = [tensor for tensor, needed in zip(inputs, need, strict=True) if needed and tensor is not None]
+    out = _layers(x, share, parameters[:layers], parameters[layers:])[-1]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return tuple(next(found) if needed else None for needed in need)
 
 
 class MLP(nn.Module):
@@ -109,35 +148,9 @@ class MLP(nn.Module):
             return self._forward(x, z).float()
 
     def _forward(self, x: Tensor, z: Tensor | None) -> Tensor:
-        if self.members == 1:
-            return self._member(0, x, z)
-        if self.weights[-1].shape[-1] >= _ONEDNN_MIN_WIDTH:
-            return torch.stack([self._member(e, x, z) for e in range(self.members)])
-        return self._batched(x, z)
-
-    def _member(self, e: int, x: Tensor, z: Tensor | None) -> Tensor:
-        """One network by itself: its products are large enough to run at full speed."""
-        h, last = x, len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer == 0 and self.latent_weight is not None and z is not None:
-                share = z @ self.latent_weight[e].t()  # [B, width]
-                h = linear(h, weight[e], bias[e]).add_(share if x.dim() == 2 else share.unsqueeze(1))
-                h = h.relu_() if last else h
-            else:
-                h = linear(h, weight[e], bias[e], relu=layer < last)
-        return h
-
-    def _batched(self, x: Tensor, z: Tensor | None) -> Tensor:
-        """All members in one product per layer: small ones gain from it."""
-        h, last = x.reshape(1, -1, x.shape[-1]).expand(self.members, -1, -1), len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
-            if layer == 0 and self.latent_weight is not None and z is not None:
-                share = (z @ self.latent_weight.mT).unsqueeze(2)  # [E, B, 1, width]
-                h = h.view(self.members, share.shape[1], -1, h.shape[-1]).add_(share).view(h.shape)
-            if layer < last:
-                h = h.relu_()
-        return h.view(self.members, *x.shape[:-1], -1)
+        share = None if z is None or self.latent_weight is None else z @ self.latent_weight.mT
+        out = mlp(x.reshape(-1, x.shape[-1]), share, [*self.weights], [*self.biases])
+        return out.view(*((self.members,) if self.members > 1 else ()), *x.shape[:-1], -1)
 
 
 def _uniform(members: int, out_dim: int, in_dim: int, *, fan_in: int) -> nn.Parameter:

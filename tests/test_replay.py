@@ -102,6 +102,30 @@ def test_recent_rows_are_those_of_the_latest_visit():
     assert all_tags(replay, 1, recent=True) == [11, 12, 13]  # its latest visit is the first
 
 
+def test_a_history_is_the_visit_up_to_the_end_of_an_episode():
+    """Distinct rows of the first one, two or three episodes, each a third of the time; at most ``count`` of them."""
+    replay, both = TaskReplay(2, obs_dim=2, action_dim=1), torch.arange(2)
+    replay.add(both, data([[90.0], [91.0]]))
+    replay.begin_visit(both)
+    for episode in ([[1.0, 2.0], [11.0, 12.0]], [[3.0], [13.0]], [[4.0, 5.0, 6.0], [14.0, 15.0, 16.0]]):
+        replay.add(both, data(episode))
+    replay.begin_visit(torch.tensor([1]))
+    replay.add(torch.tensor([1]), data([[21.0, 22.0]]))
+    replay.add(both, data([[7.0], [23.0]]), context=False)
+    generator, seen = torch.Generator().manual_seed(0), []
+    for _ in range(600):
+        rows = replay.sample_history(both, 10, generator)
+        first, second = (sorted(o[m, 0].tolist()) for o, m in zip(rows.obs, rows.mask, strict=True))
+        assert second == [21, 22]
+        seen.append(tuple(first))
+    expected = [(1, 2), (1, 2, 3), (1, 2, 3, 4, 5, 6)]
+    assert sorted(set(seen)) == expected
+    assert all(150 < seen.count(history) < 250 for history in expected)  # 200 +- 4.3 standard deviations
+    few = [replay.sample_history(both[:1], 4, generator) for _ in range(200)]
+    assert max(int(rows.mask.sum()) for rows in few) == 4
+    assert {tag for rows in few for tag in rows.obs[rows.mask][:, 0].tolist()} == {1, 2, 3, 4, 5, 6}
+
+
 def test_tasks_without_data_are_named():
     replay = TaskReplay(4, obs_dim=2, action_dim=1)
     replay.add(torch.tensor([1]), data([[1.0]]))
@@ -111,6 +135,8 @@ def test_tasks_without_data_are_named():
     assert all_tags(replay, 1) == [1]
     with pytest.raises(ValueError, match=r"no data for tasks \[1\]"):
         replay.sample_recent(torch.tensor([1]), 5, torch.Generator())
+    with pytest.raises(ValueError, match=r"no data for tasks \[1\]"):
+        replay.sample_history(torch.tensor([1]), 5, torch.Generator())
 
 
 @settings(max_examples=30, deadline=None)
@@ -148,7 +174,7 @@ def test_state_round_trip_goes_on_the_same():
         replay.begin_visit(torch.tensor([1]))
         replay.add(torch.tensor([1]), data([[7.0, 8.0]]))
         generator = torch.Generator().manual_seed(0)
-        return [draw(torch.arange(2), 9, generator).obs for draw in (replay.sample, replay.sample_recent)]
+        return [draw(torch.arange(2), 9, generator).obs for draw in (replay.sample, replay.sample_recent, replay.sample_history)]
 
     original, restored = filled(), TaskReplay(2, obs_dim=2, action_dim=1)
     state = original.state_dict()

@@ -21,8 +21,8 @@ Differences from the published code, all deliberate: learned temperature instead
 (Haarnoja et al. 2018b); KL per task mean; critics' gradient is the only one that reaches the encoder, as published, but
 by construction (each optimiser is given exactly its gradients) rather than by zeroing; tasks of a meta-batch are drawn
 without replacement; all tasks of an iteration are collected as one batch; the posterior that collects is inferred from
-the visit's own episodes rather than from a random minibatch of them; context sizes vary between updates, so that the
-posterior is trained at every size it will be used at; no penalty on the policy's mean and log standard deviation.
+the visit's own episodes rather than from a random minibatch of them; contexts are a visit up to the end of a random
+episode, so that the posterior is trained on what it will be used on; no penalty on the policy's mean and log standard deviation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,8 @@ class PEARL:
     """PEARL with SAC, everything batched over tasks. See the module's docstring for the objective.
 
     Sizes: ``train_tasks`` fixed training tasks; each update draws ``meta_batch`` of them, ``rl_batch`` replay rows and
-    between 1 and ``context_batch`` context rows per task (exactly ``context_batch`` with ``vary_context=False``).
+    at most ``context_batch`` context rows per task: distinct ones of the task's latest visit up to the end of a random
+    episode, or with ``vary_context=False``, as published, exactly ``context_batch`` of the whole visit with replacement.
 
     One ``step`` visits ``collect_tasks`` tasks as one vector environment, runs ``prior_episodes`` episodes with z from
     the prior, ``posterior_episodes`` with z from the posterior of the visit so far, and ``extra_episodes`` more whose
@@ -251,10 +252,8 @@ class PEARL:
 
     def _context(self, tasks: Int[Tensor, "B"]) -> Context:
         """Context rows of the tasks' latest visits."""
-        count = self.context_batch
-        if self.vary_context:
-            count = int(torch.randint(1, count + 1, (), generator=self._generator, device=self.device))
-        rows = self.replay.sample_recent(tasks, count, self._generator)
+        sample = self.replay.sample_history if self.vary_context else self.replay.sample_recent
+        rows = sample(tasks, self.context_batch, self._generator)
         return rows.context(next_obs=self.spec.dynamics_vary)
 
     def _choose(self, count: int) -> Int[Tensor, "count"]:

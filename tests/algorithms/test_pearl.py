@@ -140,14 +140,14 @@ def test_the_size_of_the_meta_batch_does_not_change_the_weight_of_the_kl(trained
 def test_a_step_collects_what_it_says(trained):
     assert trained.env_steps == 6 * 5 * (2 + 2)  # six tasks, horizon 5, 2 initial and 1 + 1 episodes
     assert trained.replay.size.tolist() == [20] * 6
-    assert trained.replay.recent.tolist() == [[10, 20]] * 6
+    assert trained.replay.recent.tolist() == [[10, 15, 20]] * 6
 
 
 def test_extra_episodes_train_the_critics_but_are_not_context():
     algorithm = agent(extra_episodes=1)
     algorithm.step()
     assert algorithm.replay.size.tolist() == [25] * 6
-    assert algorithm.replay.recent.tolist() == [[10, 20]] * 6
+    assert algorithm.replay.recent.tolist() == [[10, 15, 20]] * 6
 
 
 def test_evaluation_uses_fresh_data_a_sampled_z_and_the_mode_of_the_policy(trained):

@@ -1,10 +1,13 @@
 """Networks against plain torch: conditioning equals concatenation, every product has the right gradients."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from bayesmeta.models.networks import MLP, TanhGaussianPolicy, linear
+from bayesmeta.models import networks
+from bayesmeta.models.networks import MLP, TanhGaussianPolicy, mlp
 
 
 @pytest.mark.parametrize("members", [1, 2])
@@ -40,28 +43,56 @@ def test_one_row_per_task_is_the_same_network():
     torch.testing.assert_close(net(x, z), net(x.unsqueeze(1), z).squeeze(1))
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("rows", [4, 600])
-def test_linear_and_its_three_gradients(rows, relu):
-    """600 rows of width 128 take the oneDNN path, 4 rows do not; both are F.linear."""
+@pytest.mark.parametrize("conditioned", [False, True])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_blocks_of_rows_are_the_whole(rows, conditioned, monkeypatch):
+    """Five tasks in blocks of two: forwards and backwards as autograd has it layer by layer, with a short last block."""
+    monkeypatch.setattr(networks, "_BLOCK", 2 * rows * 6)
+    x, share, weights, biases = arguments(rows, conditioned)
+    inputs = [t for t in (x, share, *weights, *biases) if t is not None]
+    cotangent = torch.randn(2, 5 * rows, 1, dtype=torch.float64)
+    mine = mlp(x, share, weights, biases)
+    theirs = networks._layers(x, share, weights, biases)[-1]
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    expected = torch.autograd.grad(theirs, inputs, cotangent)
+    for a, b in zip(torch.autograd.grad(mine, inputs, cotangent), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_the_gradient_and_function_transforms(monkeypatch):
+    monkeypatch.setattr(networks, "_BLOCK", 12)
+    x, share, weights, biases = arguments(2, True)
+
+    def call(x, share, *parameters):
+        return mlp(x, share, parameters[:3], parameters[3:]).square()
+
+    inputs = (x, share, *weights, *biases)
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+    transformed = torch.func.grad(lambda x: call(x, *inputs[1:]).sum())(x)
+    (plain,) = torch.autograd.grad(call(*inputs).sum(), [x])
+    torch.testing.assert_close(transformed, plain)
+
+
+def test_gradients_nobody_asked_for_are_not_computed(monkeypatch):
+    x, share, weights, biases = arguments(3, True)
+    fixed = [[t.detach() for t in group] for group in (weights, biases)]
+    expected = torch.autograd.grad(mlp(x, share, weights, biases).sum(), [x])
+    monkeypatch.setattr(torch.Tensor, "baddbmm_", None)  # accumulates the weights' gradients
+    torch.testing.assert_close(torch.autograd.grad(mlp(x, share, *fixed).sum(), [x]), expected)
+
+
+def arguments(rows, conditioned):
+    """Two networks 3 -> 6 -> 4 -> 1 in float64 on ``rows`` rows of each of five tasks."""
     torch.manual_seed(0)
-    x = torch.randn(2, rows // 2, 128, requires_grad=True)
-    weight = torch.randn(130, 128, requires_grad=True)
-    bias = torch.randn(130, requires_grad=True)
-    cotangent = torch.randn(2, rows // 2, 130)
-    expected = F.linear(x, weight, bias)
-    expected = expected.relu() if relu else expected
-    mine = torch.autograd.grad((linear(x, weight, bias, relu=relu) * cotangent).sum(), (x, weight, bias))
-    theirs = torch.autograd.grad((expected * cotangent).sum(), (x, weight, bias))
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
+    def leaf(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
-def test_wide_layers_skip_gradients_nobody_asked_for():
-    x = torch.randn(600, 128, requires_grad=True)
-    weight, bias = torch.randn(128, 128, requires_grad=True), torch.zeros(128, requires_grad=True)
-    (gradient,) = torch.autograd.grad(linear(x, weight, bias).sum(), [x])
-    torch.testing.assert_close(gradient, weight.sum(0).expand_as(gradient).detach(), rtol=1e-4, atol=1e-3)
+    sizes = (3, 6, 4, 1)
+    weights = [leaf(2, o, i) for i, o in pairwise(sizes)]
+    biases = [leaf(2, o) for o in sizes[1:]]
+    return leaf(5 * rows, 3), leaf(2, 5, 6) if conditioned else None, weights, biases
 
 
 def test_a_conditioned_network_asks_for_its_latent():
