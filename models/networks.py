@@ -84,12 +84,12 @@ class _Blocked(torch.autograd.Function):
                     g = g * weights[layer] if g.shape[-1] == 1 else g @ weights[layer]
                     torch.ops.aten.threshold_backward.grad_input(g, outs[layer - 1], 0.0, grad_input=g)
             grad_x += [(g @ weights[0]).sum(0)] if need_x else []
-            grad_share += [g.view(len(g), -1, ctx.rows, g.shape[-1]).sum(2)] if need_share else []
+            grad_share += [g.reshape(len(g), -1, ctx.rows, g.shape[-1]).sum(2)] if need_share else []
         return (
             torch.cat(grad_x) if need_x else None,
             torch.cat(grad_share, 1) if need_share else None,
             None,
-            *(grads or [None] * len(parameters)),
+            *(grads or (None,) * len(parameters)),
         )
 
 

@@ -174,7 +174,8 @@ def test_state_round_trip_goes_on_the_same():
         replay.begin_visit(torch.tensor([1]))
         replay.add(torch.tensor([1]), data([[7.0, 8.0]]))
         generator = torch.Generator().manual_seed(0)
-        return [draw(torch.arange(2), 9, generator).obs for draw in (replay.sample, replay.sample_recent, replay.sample_history)]
+        draws = (replay.sample, replay.sample_recent, replay.sample_history)
+        return [draw(torch.arange(2), 9, generator).obs for draw in draws]
 
     original, restored = filled(), TaskReplay(2, obs_dim=2, action_dim=1)
     state = original.state_dict()

@@ -22,7 +22,8 @@ Differences from the published code, all deliberate: learned temperature instead
 by construction (each optimiser is given exactly its gradients) rather than by zeroing; tasks of a meta-batch are drawn
 without replacement; all tasks of an iteration are collected as one batch; the posterior that collects is inferred from
 the visit's own episodes rather than from a random minibatch of them; contexts are a visit up to the end of a random
-episode, so that the posterior is trained on what it will be used on; no penalty on the policy's mean and log standard deviation.
+episode, so that the posterior is trained on what it will be used on; no penalty on the policy's mean and log standard
+deviation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ class PEARL:
 
     Sizes: ``train_tasks`` fixed training tasks; each update draws ``meta_batch`` of them, ``rl_batch`` replay rows and
     at most ``context_batch`` context rows per task: distinct ones of the task's latest visit up to the end of a random
-    episode, or with ``vary_context=False``, as published, exactly ``context_batch`` of the whole visit with replacement.
+    episode, or with ``vary_context=False`` exactly ``context_batch`` of all of it with replacement, as published.
 
     One ``step`` visits ``collect_tasks`` tasks as one vector environment, runs ``prior_episodes`` episodes with z from
     the prior, ``posterior_episodes`` with z from the posterior of the visit so far, and ``extra_episodes`` more whose

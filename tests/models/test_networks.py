@@ -46,7 +46,7 @@ def test_one_row_per_task_is_the_same_network():
 @pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("rows", [1, 7])
 def test_blocks_of_rows_are_the_whole(rows, conditioned, monkeypatch):
-    """Five tasks in blocks of two: forwards and backwards as autograd has it layer by layer, with a short last block."""
+    """Five tasks in blocks of two, the last one short: forwards and backwards as autograd has it layer by layer."""
     monkeypatch.setattr(networks, "_BLOCK", 2 * rows * 6)
     x, share, weights, biases = arguments(rows, conditioned)
     inputs = [t for t in (x, share, *weights, *biases) if t is not None]
