@@ -38,7 +38,7 @@ class Updates:
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
         largest = self.algorithm.context_batch
-        sizes = range(1, largest + 1) if self.algorithm.vary_context else range(largest, largest + 1)
+        sizes = range(1, largest + 1) if self.algorithm.contexts == "history" else range(largest, largest + 1)
         self._sizes = list(sizes)[:: max(1, len(sizes) // 8)]
         self._made = 0
 

@@ -173,6 +173,22 @@ class TanhGaussianPolicy(nn.Module):
         return TanhNormal(loc, log_std.clamp(-20.0, 2.0))
 
 
+class HeldActions(nn.Module):
+    """Straight ahead: the action of an episode is a random direction at almost full size, with a little noise.
+
+    The direction is that of the first ``action_dim`` coordinates of ``z``, uniform if ``z`` is standard normal. Nothing
+    is learned.
+    """
+
+    def __init__(self, action_dim: int) -> None:
+        super().__init__()
+        self.action_dim = action_dim
+
+    def forward(self, obs: Float[Tensor, "B S"], z: Float[Tensor, "B Z"]) -> TanhNormal:
+        direction = nn.functional.normalize(z[:, : self.action_dim], dim=-1)
+        return TanhNormal((0.95 * direction).atanh(), torch.full_like(direction, -1.5))
+
+
 class Critics(nn.Module):
     """``members`` independent action-value networks ``Q(s, a, z)``, returned as ``[E, *b]``."""
 

@@ -40,7 +40,7 @@ from bayesmeta.collect import collect
 from bayesmeta.guards import check_finite
 from bayesmeta.inference.guides import elbo_loss, posterior_guide
 from bayesmeta.inference.product import ProductOfGaussians
-from bayesmeta.models.networks import Critics, TanhGaussianPolicy
+from bayesmeta.models.networks import Critics, HeldActions, TanhGaussianPolicy
 from bayesmeta.models.task_model import FactorModel
 from bayesmeta.replay import TaskReplay
 from bayesmeta.rl.sac import descend, policy_loss, polyak, soft_target, td_error
@@ -51,16 +51,20 @@ class PEARL:
     """PEARL with SAC, everything batched over tasks. See the module's docstring for the objective.
 
     Sizes: ``train_tasks`` fixed training tasks; each update draws ``meta_batch`` of them, ``rl_batch`` replay rows and
-    at most ``context_batch`` context rows per task: distinct ones of the task's latest visit up to the end of a random
-    episode, or with ``vary_context=False`` exactly ``context_batch`` of all of it with replacement, as published.
+    at most ``context_batch`` context rows per task. ``contexts`` says which: distinct rows of the task's latest visit
+    up to the end of a random episode (``"history"``, what beliefs are made of at meta-test), or exactly
+    ``context_batch`` rows, with replacement, of that visit (``"visit"``, as published) or of all data (``"all"``).
 
     One ``step`` visits ``collect_tasks`` tasks as one vector environment, runs ``prior_episodes`` episodes with z from
     the prior, ``posterior_episodes`` with z from the posterior of the visit so far, and ``extra_episodes`` more whose
     data the encoder does not see; then makes ``updates`` updates. The first step begins with ``initial_episodes`` in
-    every training task.
+    every training task, by the untrained policy or, with ``initial_actions="held"``, straight ahead in a random
+    direction per episode (:class:`~bayesmeta.models.networks.HeldActions`): where reward is sparse something must be
+    found before anything can be inferred.
 
     The learning rate of all optimisers is ``lr / (1 + updates made / lr_half)``, constant with ``lr_half=None``.
-    ``kl_weight`` is in units of the squared TD error, per task. ``temperature`` is the initial entropy weight in
+    ``kl_weight`` is in units of the squared TD error, per task; it grows linearly to this value over the first
+    ``kl_warmup`` updates (0: at once). ``temperature`` is the initial entropy weight in
     reward units; ``learn_temperature`` moves it towards a policy entropy of ``-action_dim`` nats. ``precision="bf16"``
     runs the networks' products in bfloat16; beliefs, losses and optimisers stay in float32. ``elbo`` is any of Pyro's
     ELBO objects (default: one particle, KL in closed form).
@@ -81,8 +85,9 @@ class PEARL:
         meta_batch: int = 16,
         rl_batch: int = 64,
         context_batch: int = 64,
-        vary_context: bool = True,
+        contexts: Literal["history", "visit", "all"] = "history",
         initial_episodes: int = 10,
+        initial_actions: Literal["policy", "held"] = "policy",
         collect_tasks: int = 80,
         prior_episodes: int = 1,
         posterior_episodes: int = 1,
@@ -94,6 +99,7 @@ class PEARL:
         discount: float = 0.9,
         reward_scale: float = 1.0,
         kl_weight: float = 3e-4,
+        kl_warmup: int = 0,
         target_rate: float = 0.02,
         temperature: float = 0.05,
         learn_temperature: bool = True,
@@ -107,13 +113,20 @@ class PEARL:
                 f"PEARL: expected meta_batch ({meta_batch}) and collect_tasks ({collect_tasks}) between 1 and "
                 f"train_tasks ({train_tasks}); tasks are drawn without replacement"
             )
+        if initial_actions == "held" and latent_dim < spec.action_dim:
+            raise ValueError(
+                f"PEARL: initial_actions='held' turns the latent into an action, so that latent_dim must be at least "
+                f"{spec.action_dim}, the actions of {spec.name}; got {latent_dim}"
+            )
         self.spec, self.device = spec, torch.device(device)
         self.train_tasks, self.meta_batch, self.rl_batch = train_tasks, meta_batch, rl_batch
-        self.context_batch, self.vary_context = context_batch, vary_context
-        self.initial_episodes, self.collect_tasks, self.updates = initial_episodes, collect_tasks, updates
+        self.context_batch, self.contexts = context_batch, contexts
+        self.initial_episodes, self.initial_actions = initial_episodes, initial_actions
+        self.collect_tasks, self.updates = collect_tasks, updates
         self.prior_episodes, self.posterior_episodes = prior_episodes, posterior_episodes
         self.extra_episodes, self.explore_episodes = extra_episodes, explore_episodes
-        self.discount, self.reward_scale, self.kl_weight = discount, reward_scale, kl_weight
+        self.discount, self.reward_scale = discount, reward_scale
+        self.kl_weight, self.kl_warmup = kl_weight, kl_warmup
         self.target_rate, self.learn_temperature = target_rate, learn_temperature
         self.lr, self.lr_half = lr, lr_half
 
@@ -161,17 +174,20 @@ class PEARL:
     def step(self) -> dict[str, float]:
         """One meta-iteration. Returns means over its updates, and returns of the episodes collected."""
         if self.env_steps == 0:
-            self._visit(torch.arange(self.train_tasks, device=self.device), (self.initial_episodes, 0, 0))
+            everyone = torch.arange(self.train_tasks, device=self.device)
+            self._visit(everyone, (self.initial_episodes, 0, 0), self._initial_policy)
         chosen = self._choose(self.collect_tasks)
-        collected = self._visit(chosen, (self.prior_episodes, self.posterior_episodes, self.extra_episodes))
-        self._set_learning_rate()
+        collected = self._visit(
+            chosen, (self.prior_episodes, self.posterior_episodes, self.extra_episodes), self.policy
+        )
         totals: dict[str, Tensor] = {}
         for _ in range(self.updates):
+            self._set_schedules()
             tasks = self._choose(self.meta_batch)
             batch = self.replay.sample(tasks, self.rl_batch, self._generator)
             for key, value in self.update(batch, self._context(tasks)).items():
                 totals[key] = totals.get(key, 0.0) + value
-        self.updates_made += self.updates
+            self.updates_made += 1
         check_finite(**dict(self._named_parameters()))
         means = {key: float(value) / self.updates for key, value in totals.items()}
         return {"env_steps": float(self.env_steps), **collected, **means}
@@ -206,15 +222,16 @@ class PEARL:
         """Minus the ELBO, summed over tasks, of the program ``prior, factor`` with this posterior as its guide."""
 
         def guide(*_: Any) -> Tensor:
-            return posterior_guide(posterior, self.kl_weight)
+            return posterior_guide(posterior, self._model.kl_weight)
 
         return elbo_loss(self._elbo, self._model, guide, len(batch.reward), batch)
 
-    def _set_learning_rate(self) -> None:
+    def _set_schedules(self) -> None:
         lr = self.lr if self.lr_half is None else self.lr / (1.0 + self.updates_made / self.lr_half)
         for optimizer in (self._q_optimizer, self._policy_optimizer, self._temperature_optimizer):
             for group in optimizer.param_groups:
                 group["lr"] = lr
+        self._model.kl_weight = self.kl_weight * min(1.0, (self.updates_made + 1) / max(1, self.kl_warmup))
 
     def _prior(self, batch: int) -> Distribution:
         return self.inference.init(batch).posterior
@@ -236,12 +253,16 @@ class PEARL:
 
     # --- data ------------------------------------------------------------------------------------------------------
 
-    def _visit(self, tasks: Int[Tensor, "B"], episodes: tuple[int, int, int]) -> dict[str, float]:
+    @property
+    def _initial_policy(self) -> nn.Module:
+        return HeldActions(self.spec.action_dim) if self.initial_actions == "held" else self.policy
+
+    def _visit(self, tasks: Int[Tensor, "B"], episodes: tuple[int, int, int], policy: nn.Module) -> dict[str, float]:
         """Collect ``(prior, posterior, extra)`` episodes in each of ``tasks`` and file them."""
         prior, posterior, extra = episodes
         seed = int(torch.randint(2**31, (), generator=self._generator, device=self.device))
         env = self._family.env(self._params[tasks], device=self.device)
-        explorer = Explorer(self.policy, prior_episodes=prior)
+        explorer = Explorer(policy, prior_episodes=prior)
         rollout = collect(env, explorer, self.inference, self.spec, episodes=prior + posterior + extra, seed=seed)
         env.close()
         self.replay.begin_visit(tasks)
@@ -252,8 +273,8 @@ class PEARL:
         return {f"collect/return_{k}": value for k, value in enumerate(returns)}
 
     def _context(self, tasks: Int[Tensor, "B"]) -> Context:
-        """Context rows of the tasks' latest visits."""
-        sample = self.replay.sample_history if self.vary_context else self.replay.sample_recent
+        replay = self.replay
+        sample = {"history": replay.sample_history, "visit": replay.sample_recent, "all": replay.sample}[self.contexts]
         rows = sample(tasks, self.context_batch, self._generator)
         return rows.context(next_obs=self.spec.dynamics_vary)
 

@@ -143,6 +143,41 @@ def test_a_step_collects_what_it_says(trained):
     assert trained.replay.recent.tolist() == [[10, 15, 20]] * 6
 
 
+def test_the_weight_of_the_kl_grows_over_the_warm_up():
+    """3 updates a step: after 1, 2 and 3 steps of a warm-up of 6 updates its last update had 1/2, 1 and 1 of it."""
+    algorithm = agent(kl_weight=0.4, kl_warmup=6)
+    weights = []
+    for _ in range(3):
+        algorithm.step()
+        weights.append(algorithm._model.kl_weight)
+    assert weights == pytest.approx([0.2, 0.4, 0.4])
+    assert agent(kl_weight=0.4)._model.kl_weight == 0.4
+
+
+@pytest.mark.parametrize("contexts", ["history", "visit", "all"])
+def test_contexts_are_of_the_data_they_are_said_to_be_of(contexts):
+    """Six tasks of four episodes of five steps; the last two episodes are the latest visit."""
+    algorithm = agent(contexts=contexts, context_batch=40)
+    algorithm.step()
+    algorithm.replay.rows[:, :20, 0] = torch.arange(20.0)
+    sizes, tags = set(), set()
+    for _ in range(30):
+        context = algorithm._context(torch.arange(6))
+        sizes |= set(context.mask.sum(1).tolist())
+        tags |= {int(tag) for tag in context.x[..., 0][context.mask].tolist()}
+    assert tags == {"history": set(range(10, 20)), "visit": set(range(10, 20)), "all": set(range(20))}[contexts]
+    assert sizes == ({5, 10} if contexts == "history" else {40})
+
+
+def test_held_actions_need_as_many_latents_as_actions():
+    held = agent(initial_actions="held")
+    held.step()
+    moves = held.replay.rows[:, :10, 2:4].reshape(6, 2, 5, 2)  # actions of the initial episodes
+    assert (moves.std(2) < 0.3).all() and moves.mean(2).norm(dim=-1).min() > 0.6
+    with pytest.raises(ValueError, match="latent_dim must be at least 2, the actions of point_goal-v1; got 1"):
+        agent(initial_actions="held", latent_dim=1)
+
+
 def test_extra_episodes_train_the_critics_but_are_not_context():
     algorithm = agent(extra_episodes=1)
     algorithm.step()

@@ -1,5 +1,6 @@
 """Networks against plain torch: conditioning equals concatenation, every product has the right gradients."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bayesmeta.models import networks
-from bayesmeta.models.networks import MLP, TanhGaussianPolicy, mlp
+from bayesmeta.models.networks import MLP, HeldActions, TanhGaussianPolicy, mlp
 
 
 @pytest.mark.parametrize("members", [1, 2])
@@ -105,3 +106,12 @@ def test_the_policy_starts_wide_and_centred():
     law = TanhGaussianPolicy(4, 2, 3, (64, 64))(torch.randn(100, 4), torch.randn(100, 3))
     assert law.loc.abs().max() < 0.1
     assert law.log_std.abs().max() < 0.1
+
+
+def test_held_actions_go_everywhere_and_straight():
+    """Directions are uniform: their mean is 0 within 4.5 standard errors; their size is that of a full action."""
+    z = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
+    law = HeldActions(2)(torch.zeros(20_000, 4), z)
+    torch.testing.assert_close(law.mode.norm(dim=-1), torch.full((20_000,), 0.95))
+    assert law.mode.mean(0).abs().max() < 4.5 * 0.95 / math.sqrt(2 * 20_000)
+    torch.testing.assert_close(law.mode, HeldActions(2)(torch.ones(20_000, 4), z).mode)
