@@ -33,6 +33,8 @@ def mlp(
     """
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
         return _layers(x, share, weights, biases)[-1]
+    if not torch.is_grad_enabled():
+        return _joined(_blocks(x, share, weights, biases)[0])
     return _Blocked.apply(x, share, len(weights), *weights, *biases)
 
 
@@ -48,22 +50,33 @@ def _layers(x: Tensor, share: Tensor | None, weights: Sequence[Tensor], biases: 
     return outs
 
 
+def _blocks(
+    x: Tensor, share: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[list[list[Tensor]], int, int]:
+    """:func:`_layers` of each block of whole tasks, the rows of a task and the rows of a block."""
+    rows = 1 if share is None else max(1, len(x) // share.shape[1])
+    tasks = max(1, _BLOCK // (max(weight.shape[1] for weight in weights) * rows))
+    pieces = x.split(tasks * rows)
+    shares = [None] * len(pieces) if share is None else share.split(tasks, 1)
+    outs = [_layers(piece, part, weights, biases) for piece, part in zip(pieces, shares, strict=True)]
+    return outs, rows, tasks * rows
+
+
+def _joined(blocks: list[list[Tensor]]) -> Tensor:
+    """The last layer's, taken from the blocks."""
+    outs = [block.pop() for block in blocks]
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+
+
 class _Blocked(torch.autograd.Function):
-    """:func:`_layers` in blocks of whole tasks."""
+    """The blocks with their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: Tensor | None, layers: int, *parameters: Tensor) -> Tensor:
-        weights, biases = parameters[:layers], parameters[layers:]
-        rows = 1 if share is None else max(1, len(x) // share.shape[1])  # of each task
-        tasks = max(1, _BLOCK // (max(w.shape[1] for w in weights) * rows))  # of each block
-        shares = [None] * (len(x) // (tasks * rows) + 1) if share is None else share.split(tasks, 1)
-        ctx.blocks = [
-            _layers(piece, part, weights, biases) for piece, part in zip(x.split(tasks * rows), shares, strict=False)
-        ]
+        ctx.blocks, ctx.rows, ctx.size = _blocks(x, share, parameters[:layers], parameters[layers:])
+        ctx.layers = layers
         ctx.save_for_backward(x, share, *parameters)
-        ctx.layers, ctx.rows, ctx.size = layers, rows, tasks * rows
-        outs = [outs.pop() for outs in ctx.blocks]
-        return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+        return _joined(ctx.blocks)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
