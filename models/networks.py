@@ -31,7 +31,8 @@ def mlp(
     Gradients of any order. On a CPU in full precision the rows run through all layers in blocks, forwards and
     backwards; elsewhere, and for higher orders and function transforms, layer by layer.
     """
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
+    elsewhere = x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    if elsewhere or torch._C._are_functorch_transforms_active() or not len(x):
         return _layers(x, share, weights, biases)[-1]
     if not torch.is_grad_enabled():
         return _joined(_blocks(x, share, weights, biases)[0])
@@ -44,7 +45,7 @@ def _layers(x: Tensor, share: Tensor | None, weights: Sequence[Tensor], biases: 
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         h = torch.baddbmm(bias.unsqueeze(1), h, weight.mT)
         if layer == 0 and share is not None:
-            h = h.view(len(h), share.shape[1], -1, h.shape[-1]).add_(share.unsqueeze(2)).view(h.shape)
+            h = h.view(*share.shape[:2], len(x) // share.shape[1], h.shape[-1]).add_(share.unsqueeze(2)).view(h.shape)
         h = h.relu_() if layer + 1 < len(weights) else h
         outs.append(h)
     return outs
@@ -54,7 +55,7 @@ def _blocks(
     x: Tensor, share: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> tuple[list[list[Tensor]], int, int]:
     """:func:`_layers` of each block of whole tasks, the rows of a task and the rows of a block."""
-    rows = 1 if share is None else max(1, len(x) // share.shape[1])
+    rows = 1 if share is None else len(x) // share.shape[1]
     tasks = max(1, _BLOCK // (max(weight.shape[1] for weight in weights) * rows))
     pieces = x.split(tasks * rows)
     shares = [None] * len(pieces) if share is None else share.split(tasks, 1)
@@ -97,7 +98,8 @@ class _Blocked(torch.autograd.Function):
                     g = g * weights[layer] if g.shape[-1] == 1 else g @ weights[layer]
                     torch.ops.aten.threshold_backward.grad_input(g, outs[layer - 1], 0.0, grad_input=g)
             grad_x += [(g @ weights[0]).sum(0)] if need_x else []
-            grad_share += [g.reshape(len(g), -1, ctx.rows, g.shape[-1]).sum(2)] if need_share else []
+            if need_share:
+                grad_share.append(g.reshape(len(g), -1, ctx.rows, g.shape[-1]).sum(2))
         return (
             torch.cat(grad_x) if need_x else None,
             torch.cat(grad_share, 1) if need_share else None,
@@ -162,8 +164,8 @@ class MLP(nn.Module):
 
     def _forward(self, x: Tensor, z: Tensor | None) -> Tensor:
         share = None if z is None or self.latent_weight is None else z @ self.latent_weight.mT
-        out = mlp(x.reshape(-1, x.shape[-1]), share, [*self.weights], [*self.biases])
-        return out.view(*((self.members,) if self.members > 1 else ()), *x.shape[:-1], -1)
+        out = mlp(x.reshape(x.shape[:-1].numel(), x.shape[-1]), share, [*self.weights], [*self.biases])
+        return out.view(*((self.members,) if self.members > 1 else ()), *x.shape[:-1], out.shape[-1])
 
 
 def _uniform(members: int, out_dim: int, in_dim: int, *, fan_in: int) -> nn.Parameter:

@@ -60,6 +60,15 @@ def test_blocks_of_rows_are_the_whole(rows, conditioned, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_no_rows(conditioned):
+    x, share, weights, biases = arguments(0, conditioned)
+    out = mlp(x, share, weights, biases)
+    assert out.shape == (2, 0, 1)
+    assert all(not g.any() for g in torch.autograd.grad(out.sum(), [*weights, *biases]))
+    assert MLP(3, 2, (4,)).forward(torch.zeros(5, 0, 3)).shape == (5, 0, 2)
+
+
 def test_gradients_of_the_gradient_and_function_transforms(monkeypatch):
     monkeypatch.setattr(networks, "_BLOCK", 12)
     x, share, weights, biases = arguments(2, True)
