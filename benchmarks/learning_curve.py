@@ -39,11 +39,12 @@ def main(target: str, runs: list[str]) -> None:
             writer.writerows(curve)
     episodes = [key for key in curves[0][0] if key.startswith("episode_")]
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    colours = plt.get_cmap("viridis")
     for number, episode in enumerate(episodes):
         for index, curve in enumerate(curves):
             steps, values = [row["env_steps"] for row in curve], [row[episode] for row in curve]
-            label = f"episode {number + 1}" if index == 0 else None
-            axes.plot(steps, values, color=f"C{number}", label=label, linewidth=1.2)
+            label = f"episode {number + 1}" if index == 0 and number in (*range(3), len(episodes) - 1) else None
+            axes.plot(steps, values, color=colours(0.9 * number / len(episodes)), label=label, linewidth=1.2)
     axes.set_xlabel("environment steps of meta-training")
     axes.set_ylabel("mean test return")
     axes.legend(frameon=False)
