@@ -55,11 +55,13 @@ def test_draws_are_from_the_conjugate_posterior() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "family", [LinearGaussian(dim=3), BernoulliBandit(arms=2), Sinusoid(noise=0.5)], ids=lambda family: family.spec.name
+    ("family", "draws"),
+    [(LinearGaussian(dim=3), 350), (BernoulliBandit(arms=2), 350), (Sinusoid(noise=0.5), 700)],
+    ids=lambda value: value if isinstance(value, int) else value.spec.name,
 )
-def test_agrees_with_the_exact_posterior_of_several_tasks(family: SupervisedFamily) -> None:
+def test_agrees_with_the_exact_posterior_of_several_tasks(family: SupervisedFamily, draws: int) -> None:
     data = data_of(family, tasks=2, shots=12)
-    nuts = sampler(family, draws=350, warmup=150)
+    nuts = sampler(family, draws=draws, warmup=150)
     assert_agrees(family, data, nuts.update(nuts.init(2), data))
 
 
