@@ -28,28 +28,13 @@ def agent(*overrides: str) -> Any:
 
 @dataclass
 class Updates:
-    """The updates of an agent one by one, each as in training: tasks drawn, rows and context sampled, then ``update``.
-
-    Context sizes run through those of training in a fixed order, so that every round of a benchmark has the same.
-    """
+    """The updates of an agent one by one, each as in training: its own draw, then ``update``."""
 
     algorithm: Any
 
-    def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(0)
-        largest = self.algorithm.context_batch
-        sizes = range(1, largest + 1) if self.algorithm.contexts == "history" else range(largest, largest + 1)
-        self._sizes = list(sizes)[:: max(1, len(sizes) // 8)]
-        self._made = 0
-
     def sample(self) -> tuple[Transitions, Context]:
         """What the next update learns from."""
-        agent, generator = self.algorithm, self._generator
-        tasks = torch.randperm(agent.train_tasks, generator=generator)[: agent.meta_batch]
-        size = self._sizes[self._made % len(self._sizes)]
-        self._made += 1
-        context = agent.replay.sample_recent(tasks, size, generator).context(next_obs=agent.spec.dynamics_vary)
-        return agent.replay.sample(tasks, agent.rl_batch, generator), context
+        return self.algorithm.draw()
 
     def __call__(self) -> None:
         self.algorithm.update(*self.sample())

@@ -60,6 +60,7 @@ FEW_EPISODES = [f"algorithm.{kind}_episodes=1" for kind in ("initial", "prior", 
 PIECES: list[Piece] = [
     ("sampling from replay", TaskReplay, "sample"),
     ("sampling from replay", TaskReplay, "sample_recent"),
+    ("sampling from replay", TaskReplay, "sample_history"),
     ("critics' targets", pearl, "soft_target"),
     ("critics' error", pearl, "td_error"),
     ("rest of the ELBO: Pyro, posterior, KL", pearl, "elbo_loss"),

@@ -64,10 +64,10 @@ class PEARL:
 
     The learning rate of all optimisers is ``lr / (1 + updates made / lr_half)``, constant with ``lr_half=None``.
     ``kl_weight`` is in units of the squared TD error, per task; it grows linearly to this value over the first
-    ``kl_warmup`` updates (0: at once). ``temperature`` is the initial entropy weight in
-    reward units; ``learn_temperature`` moves it towards a policy entropy of ``-action_dim`` nats. ``precision="bf16"``
-    runs the networks' products in bfloat16; beliefs, losses and optimisers stay in float32. ``elbo`` is any of Pyro's
-    ELBO objects (default: one particle, KL in closed form).
+    ``kl_warmup`` updates (0: at once). ``temperature`` is the initial entropy weight in reward units;
+    ``learn_temperature`` moves it towards a policy entropy of ``-action_dim`` nats. ``precision="bf16"`` runs the
+    networks' products in bfloat16; beliefs, losses and optimisers stay in float32. ``elbo`` is any of Pyro's ELBO
+    objects (default: one particle, KL in closed form).
     """
 
     def __init__(
@@ -175,7 +175,9 @@ class PEARL:
         """One meta-iteration. Returns means over its updates, and returns of the episodes collected."""
         if self.env_steps == 0:
             everyone = torch.arange(self.train_tasks, device=self.device)
-            self._visit(everyone, (self.initial_episodes, 0, 0), self._initial_policy)
+            held = self.initial_actions == "held"
+            first = HeldActions(self.spec.action_dim) if held else self.policy
+            self._visit(everyone, (self.initial_episodes, 0, 0), first)
         chosen = self._choose(self.collect_tasks)
         collected = self._visit(
             chosen, (self.prior_episodes, self.posterior_episodes, self.extra_episodes), self.policy
@@ -183,9 +185,7 @@ class PEARL:
         totals: dict[str, Tensor] = {}
         for _ in range(self.updates):
             self._set_schedules()
-            tasks = self._choose(self.meta_batch)
-            batch = self.replay.sample(tasks, self.rl_batch, self._generator)
-            for key, value in self.update(batch, self._context(tasks)).items():
+            for key, value in self.update(*self.draw()).items():
                 totals[key] = totals.get(key, 0.0) + value
             self.updates_made += 1
         check_finite(**dict(self._named_parameters()))
@@ -193,6 +193,14 @@ class PEARL:
         return {"env_steps": float(self.env_steps), **collected, **means}
 
     # --- learning --------------------------------------------------------------------------------------------------
+
+    def draw(self) -> tuple[Transitions, Context]:
+        """What an update learns from: replay rows ``[meta_batch, rl_batch]`` of random tasks, and their contexts.
+
+        Raises ValueError before the first ``step`` has collected data.
+        """
+        tasks = self._choose(self.meta_batch)
+        return self.replay.sample(tasks, self.rl_batch, self._generator), self._context(tasks)
 
     def update(self, batch: Transitions, context: Context) -> dict[str, Tensor]:
         """One gradient step of critics and encoder, then of the policy, then of the temperature."""
@@ -252,10 +260,6 @@ class PEARL:
         return -error
 
     # --- data ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _initial_policy(self) -> nn.Module:
-        return HeldActions(self.spec.action_dim) if self.initial_actions == "held" else self.policy
 
     def _visit(self, tasks: Int[Tensor, "B"], episodes: tuple[int, int, int], policy: nn.Module) -> dict[str, float]:
         """Collect ``(prior, posterior, extra)`` episodes in each of ``tasks`` and file them."""
