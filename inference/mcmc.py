@@ -1,7 +1,5 @@
 """Reference posteriors by NUTS, refused where the chains have not converged."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +11,7 @@ from torch.distributions import Distribution
 from bayesmeta.inference import chain_statistics
 from bayesmeta.inference.evidence import checked
 from bayesmeta.models.distributions import Cells
+from bayesmeta.models.randomness import torch_seeded
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.types import Context, concat
 
@@ -110,7 +109,7 @@ class NUTS:
         self.chains, self.draws, self.warmup, self.seed = chains, draws, warmup, seed
 
     def init(self, batch: int) -> Chains:
-        with _seeded(self.seed):
+        with torch_seeded(self.seed):
             draws = self.model.prior(batch).sample(torch.Size((self.chains, self.draws)))
         return Chains(draws, Context.empty(batch, self.x_dim, self.y_dim, draws.device), divergences=0)
 
@@ -133,15 +132,7 @@ class NUTS:
         mcmc = infer.MCMC(
             infer.NUTS(self.model), num_samples=self.draws, warmup_steps=self.warmup, disable_progbar=True
         )
-        with _seeded(seed):
+        with torch_seeded(seed):
             mcmc.run(data)
         divergences = mcmc.diagnostics()["divergences"]["chain 0"]
         return mcmc.get_samples()["z"].squeeze(-2), len(divergences)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The global random state replaced by one that follows from ``seed``, and put back afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield

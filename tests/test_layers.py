@@ -57,7 +57,7 @@ ALLOWED = {
     ("bayesmeta.train", "numpy.random.seed"),
     ("bayesmeta.train", "torch.manual_seed"),
     ("bayesmeta.evaluate", "torch.manual_seed"),
-    ("bayesmeta.inference.mcmc", "torch.manual_seed"),
+    ("bayesmeta.models.randomness", "torch.manual_seed"),
 }
 
 

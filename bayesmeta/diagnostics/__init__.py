@@ -6,6 +6,7 @@ Nothing heavy is imported until something of it is used; only :mod:`bayesmeta.di
 from typing import Any
 
 _LAZY = {
+    "check": "bayesmeta.diagnostics.checking",
     "diagnose": "bayesmeta.diagnostics.run",
     "results_of": "bayesmeta.diagnostics.run",
     "results_from": "bayesmeta.diagnostics.export",

@@ -7,7 +7,7 @@ then. Where the family's exact posterior is known, its mean is the best any proc
     RMSE(n) = sqrt( mean over tasks of || decoded or exact posterior mean after n data - true parameters ||^2 ).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 
+from bayesmeta.diagnostics.calibration import sbc_group, tarp
 from bayesmeta.diagnostics.results import array, parameters
+from bayesmeta.diagnostics.uniformity import pit
 from bayesmeta.types import Context, Inference
 
 FOLDS = 5
@@ -46,15 +48,20 @@ def cross_fitted(features: Float[np.ndarray, "B F"], targets: Float[np.ndarray, 
     Tasks with the same parameters share a fold, so that none is judged by a probe that was fitted on itself, unless
     there are only a few different ones (directions, say).
     """
-    if len(features) < 2 * FOLDS:
-        raise ValueError(f"cross_fitted: expected at least {2 * FOLDS} tasks for {FOLDS} folds, got {len(features)}")
-    _, task = np.unique(targets, axis=0, return_inverse=True)
-    fold = (task.reshape(-1) if task.max() + 1 >= 2 * FOLDS else np.arange(len(features))) % FOLDS
     predictions = np.empty_like(targets, dtype=float)
-    for held_out in range(FOLDS):
-        fit, test = fold != held_out, fold == held_out
+    for fit, test in _folds(targets):
         predictions[test] = probe(features[fit], targets[fit])(features[test])
     return predictions
+
+
+def _folds(targets: Float[np.ndarray, "B M"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tasks to fit on and tasks to judge, five times."""
+    if len(targets) < 2 * FOLDS:
+        raise ValueError(f"decoding: expected at least {2 * FOLDS} tasks for {FOLDS} folds, got {len(targets)}")
+    _, task = np.unique(targets, axis=0, return_inverse=True)
+    fold = (task.reshape(-1) if task.max() + 1 >= 2 * FOLDS else np.arange(len(targets))) % FOLDS
+    for held_out in range(FOLDS):
+        yield fold != held_out, fold == held_out
 
 
 Predictor = Callable[[np.ndarray], np.ndarray]
@@ -76,6 +83,50 @@ def decoder(tree: xr.DataTree, draws: int = 20) -> Predictor:
     _, truth = parameters(tree)
     z = array(tree, "posterior", "z")[0, :draws, -1].astype(float)
     return probe(z.reshape(-1, z.shape[-1]), np.tile(truth, (len(z), 1)))
+
+
+def decoded_ranks(tree: xr.DataTree, seed: int = 0, draws: int = 100) -> xr.Dataset | None:
+    r"""Calibration of what a latent without ground truth says of the task: the group ``prior_sbc``, in its parameters.
+
+    What a latent means is read off the beliefs after all data: a probe from their means to the true parameters, fitted
+    on other tasks, whose noise has the covariance that the probe's residuals have beyond the beliefs' own. Draws of a
+    belief after fewer data, decoded with that noise, should then rank the true parameters uniformly: ``decoded [..,
+    param]`` and ``tarp``. An over-confident belief after all data cannot be told from a probe that fits badly; after
+    fewer data it can, and context sizes at which the squared error is below four times the probe's are left out;
+    None if there are no others.
+    """
+    random = np.random.default_rng(seed)
+    _, truth = parameters(tree)
+    z = array(tree, "posterior", "z")[0, :draws].astype(float)  # [L, C, B, D]
+    means = array(tree, "fit_stats", "mean")[-1].astype(float)
+    drawn = np.empty((*z.shape[:3], truth.shape[1]))
+    probe_error = 0.0
+    for fit, test in _folds(truth):
+        predict = probe(means[fit], truth[fit])
+        probe_error += np.square(truth[fit] - predict(means[fit])).sum(1).mean() / FOLDS
+        noise = _excess(truth[fit] - predict(means[fit]), predict(z[:, -1, fit].reshape(-1, z.shape[-1])), len(z))
+        held_out = predict(z[:, :, test].reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1, truth.shape[1])
+        drawn[:, :, test] = held_out + random.multivariate_normal(np.zeros(len(noise)), noise, held_out.shape[:3])
+    error = np.square(drawn.mean(0) - truth).sum(-1).mean(1)
+    judged = [c for c in range(len(error)) if error[c] > 4 * probe_error]
+    if not judged:
+        return None
+    others = np.roll(truth, 1, 0)
+    found = {
+        "decoded": np.stack([pit(truth, drawn[:, c], random) for c in judged]),
+        "tarp": np.stack([tarp(truth, drawn[:, c], others, random) for c in judged]),
+    }
+    group = sbc_group(found, array(tree, "posterior", "context_step")[judged].tolist(), "param")
+    return group.assign_coords(param=list(parameters(tree)[0]))
+
+
+def _excess(residuals: np.ndarray, decoded: np.ndarray, draws: int) -> np.ndarray:
+    """Covariance of the residuals beyond the mean covariance of the beliefs' decoded draws, no direction below zero."""
+    within = decoded.reshape(draws, -1, decoded.shape[-1])
+    spread = (within - within.mean(0)).reshape(-1, decoded.shape[-1])
+    excess = residuals.T @ residuals / len(residuals) - spread.T @ spread / len(spread)
+    values, vectors = np.linalg.eigh(excess)
+    return (vectors * np.maximum(values, 0)) @ vectors.T
 
 
 def _linear(x: np.ndarray) -> np.ndarray:

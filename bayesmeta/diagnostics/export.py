@@ -1,6 +1,7 @@
 """From library objects to results: one call for any inference procedure, a user's own included."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.distributions import Distribution
 
 from bayesmeta import __version__
 from bayesmeta.collect import Rollout
+from bayesmeta.diagnostics.distances import MIN_DRAWS, distances, is_discrete, k_hat
 from bayesmeta.diagnostics.information import contraction, marginal_kl, total_kl
 from bayesmeta.diagnostics.results import tree_of
 from bayesmeta.inference.mcmc import NUTS
@@ -23,6 +25,9 @@ from bayesmeta.types import Context, Inference, Spec
 
 _ROWS = 1 << 16  # rows of context given to an inference procedure at once, all tasks together
 _ELEMENTS = 1 << 24
+_SHOWN = 8  # tasks of which draws of the reference are kept
+_FIT_STATS = ("mean", "sd", "contraction", "kl", "z_score", "kl_total", "n_context", "k_hat", "log_q_true")
+_DISTANCES = ("kl_reference", "mean_error", "sd_ratio", "sliced_wasserstein")
 _OBSERVATIONS = 4_000_000  # numbers of `obs` kept in the file at most: 16 MB
 
 
@@ -47,7 +52,9 @@ def results_from(
     draws: int = 200,
     seed: int = 0,
     model: TaskModel | None = None,
-    references: Mapping[str, Float[Tensor, "B"]] | None = None,
+    truth: Float[Tensor, "B D"] | None = None,
+    reference: Inference | None = None,
+    references: Mapping[str, Float[Tensor, "B *K"]] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.DataTree:
     """The beliefs of ``inference`` about the tasks ``params`` at prefixes of what was seen of them.
@@ -55,8 +62,11 @@ def results_from(
     The belief after ``n`` data is ``inference.update(inference.init(B), first n rows)`` for every ``n`` in ``sizes``
     (default :func:`context_sizes`), the prior for ``n = 0``; ``draws`` are taken of each, seeded with ``seed``, and the
     global random state is left as it was. ``model`` is the generative model whose latent the procedure infers, if there
-    is one: it gives the joint log density of every draw. ``references`` are returns to compare with, by name
-    (``family.reference_returns(params)``). Raises ValueError where the tasks or sizes do not fit the data.
+    is one: it gives the joint log density of every draw and, from 25 draws on, the k-hat of every belief. ``truth`` is
+    the true latent, if there is one: it gives z-scores. ``reference`` is another procedure for the same latent: it
+    gives the distances from it, and draws of its posterior for the first tasks. ``references`` are returns to compare
+    with, by name, ``[B]`` or by episode ``[B, K]``. Raises ValueError where the tasks or sizes do not fit the
+    data.
     """
     if isinstance(seen, Rollout):
         context = seen.transitions.context(next_obs=spec.dynamics_vary)
@@ -76,7 +86,7 @@ def results_from(
             f"{list(sizes)}"
         )
     with seeded(seed):
-        groups = _belief_groups(context, inference, sizes, draws, model)
+        groups = _belief_groups(context, _Beliefs(inference, sizes, draws, model, truth, reference))
     groups["constant_data"] = xr.Dataset(
         {f"{name}_true": ("task", _array(params[:, m])) for m, name in enumerate(spec.param_names)}
     )
@@ -111,50 +121,34 @@ def inference_kind(inference: Inference) -> str:
     return "amortised" if learned else "exact"
 
 
-def _belief_groups(
-    context: Context, inference: Inference, sizes: Sequence[int], draws: int, model: TaskModel | None
-) -> dict[str, xr.Dataset]:
-    """posterior, prior, sample_stats and fit_stats, computed a few tasks at a time."""
-    per_chunk = max(1, _ROWS // max(1, context.size))
-    chunks = [_chunk(part, inference, sizes, draws, model) for part in _tasks(context, per_chunk)]
-    found = {name: np.concatenate([chunk[name] for chunk in chunks], _task_axis(name)) for name in chunks[0]}
-    per_draw = ("draw", "context_step", "task")
-    per_latent = ("context_step", "task", "latent_dim")
-    stats = ("mean", "sd", "contraction", "kl")
-    return {
-        "posterior": xr.Dataset({"z": ((*per_draw, "latent_dim"), found["z"])}).expand_dims(chain=[0]),
-        "prior": xr.Dataset({"z": (("draw", "task", "latent_dim"), found["prior"])}).expand_dims(chain=[0]),
-        "sample_stats": xr.Dataset(
-            {name: (per_draw, found[name]) for name in ("log_q", "lp") if name in found}
-        ).expand_dims(chain=[0]),
-        "fit_stats": xr.Dataset(
-            {
-                **{name: (per_latent, found[name]) for name in stats},
-                **{name: (("context_step", "task"), found[name]) for name in ("kl_total", "n_context")},
-            }
-        ),
-    }
+@dataclass(frozen=True)
+class _Beliefs:
+    """What is asked of the beliefs of some tasks: at which sizes, how many draws, and what they are compared with."""
 
+    inference: Inference
+    sizes: Sequence[int]
+    draws: int
+    model: TaskModel | None
+    truth: Float[Tensor, "B D"] | None
+    reference: Inference | None
 
-def _task_axis(name: str) -> int:
-    """Arrays are [draw, context_step, task, ...], without what they do not have; the prior has no context_step."""
-    return 2 if name in ("z", "log_q", "lp") else 1
+    def of(self, context: Context, rows: slice) -> dict[str, np.ndarray]:
+        """Arrays of the tasks ``rows`` of a context; ``_task_axis`` is the axis of the tasks in each."""
+        part = Context(context.x[rows], context.y[rows], context.mask[rows])
+        truth = None if self.truth is None else self.truth[rows]
+        prior = self.inference.init(part.batch).posterior
+        at_sizes = [self._at(part.rows(0, size), prior, truth) for size in self.sizes]
+        stacked = {name: torch.stack([row[name] for row in at_sizes], _task_axis(name) - 1) for name in at_sizes[0]}
+        stacked["prior"] = prior.sample(torch.Size((self.draws,)))
+        return {name: _array(value) for name, value in stacked.items()}
 
-
-def _chunk(
-    context: Context, inference: Inference, sizes: Sequence[int], draws: int, model: TaskModel | None
-) -> dict[str, np.ndarray]:
-    """Arrays of some tasks; ``_task_axis`` is the axis of the tasks in each."""
-    prior = inference.init(context.batch).posterior
-    rows: list[dict[str, Tensor]] = []
-    for size in sizes:
-        prefix = context.rows(0, size)
-        belief = inference.init(context.batch)
-        posterior = (inference.update(belief, prefix) if size else belief).posterior
-        z = posterior.sample(torch.Size((draws,)))
-        row = {
+    def _at(self, prefix: Context, prior: Distribution, truth: Tensor | None) -> dict[str, Tensor]:
+        posterior = _posterior(self.inference, prefix)
+        z = posterior.sample(torch.Size((self.draws,)))
+        log_q = torch.cat([posterior.log_prob(part) for part in z.split(_draws_at_once(posterior))])
+        found = {
             "z": z,
-            "log_q": torch.cat([posterior.log_prob(part) for part in z.split(_draws_at_once(posterior))]),
+            "log_q": log_q,
             "mean": posterior.mean,
             "sd": posterior.variance.sqrt(),
             "contraction": contraction(posterior, prior),
@@ -162,22 +156,62 @@ def _chunk(
             "kl_total": total_kl(posterior, prior, z),
             "n_context": prefix.mask.sum(1).to(torch.int32),
         }
-        if model is not None:
-            row["lp"] = model.log_joint(z, prefix)
-        rows.append(row)
-    stacked = {name: torch.stack([row[name] for row in rows], _task_axis(name) - 1) for name in rows[0]}
-    return {name: _array(value) for name, value in {**stacked, "prior": prior.sample(torch.Size((draws,)))}.items()}
+        law = prior if self.model is None else self.model.prior(prefix.batch)
+        dense = is_discrete(posterior) == is_discrete(law)  # particles for a continuous latent have no density
+        if self.model is not None:
+            found["lp"] = self.model.log_joint(z, prefix)
+            if dense and self.draws >= MIN_DRAWS:
+                found["k_hat"] = k_hat(found["lp"] - log_q)
+        if truth is not None:
+            found["z_score"] = (found["mean"] - truth) / found["sd"]
+            if dense:
+                found["log_q_true"] = posterior.log_prob(truth)
+        if self.reference is not None:
+            exact = _posterior(self.reference, prefix)
+            found["reference"] = exact.sample(torch.Size((self.draws,)))
+            found |= distances(posterior, exact, z, found["reference"])
+        return found
+
+
+def _posterior(inference: Inference, prefix: Context) -> Distribution:
+    belief = inference.init(prefix.batch)
+    return (inference.update(belief, prefix) if prefix.size else belief).posterior
+
+
+def _belief_groups(context: Context, beliefs: _Beliefs) -> dict[str, xr.Dataset]:
+    """posterior, prior, sample_stats, fit_stats and what there is to compare with, computed a few tasks at a time."""
+    per_chunk = max(1, _ROWS // max(1, context.size))
+    chunks = [beliefs.of(context, slice(b, b + per_chunk)) for b in range(0, context.batch, per_chunk)]
+    found = {name: np.concatenate([chunk[name] for chunk in chunks], _task_axis(name)) for name in chunks[0]}
+    per_draw = ("draw", "context_step", "task")
+    per_task = ("context_step", "task")
+
+    def group(names: Sequence[str], dims: tuple[str, ...]) -> xr.Dataset:
+        """Variables with the dimensions ``dims`` and, if they have one more, latent_dim."""
+        kept = {name: found[name] for name in names if name in found}
+        return xr.Dataset({n: ((*dims, "latent_dim")[: value.ndim], value) for n, value in kept.items()})
+
+    groups = {
+        "posterior": group(["z"], per_draw).expand_dims(chain=[0]),
+        "prior": xr.Dataset({"z": (("draw", "task", "latent_dim"), found["prior"])}).expand_dims(chain=[0]),
+        "sample_stats": group(["log_q", "lp"], per_draw).expand_dims(chain=[0]),
+        "fit_stats": group(_FIT_STATS, per_task),
+    }
+    if "reference" in found:
+        shown = found["reference"][:, :, :_SHOWN]
+        groups["reference"] = xr.Dataset({"z": ((*per_draw, "latent_dim"), shown)}).expand_dims(chain=[0])
+        groups["distance"] = group(_DISTANCES, per_task)
+    return groups
+
+
+def _task_axis(name: str) -> int:
+    """Arrays are [draw, context_step, task, ...], without what they do not have; the prior has no context_step."""
+    return 2 if name in ("z", "log_q", "lp", "reference") else 1
 
 
 def _draws_at_once(posterior: Distribution) -> int:
     """The density of a weighted set compares every draw with every point: a few draws at a time."""
     return max(1, _ELEMENTS // posterior.points.numel()) if isinstance(posterior, Cells) else 1 << 30
-
-
-def _tasks(context: Context, count: int) -> Iterator[Context]:
-    for start in range(0, context.batch, count):
-        stop = start + count
-        yield Context(context.x[start:stop], context.y[start:stop], context.mask[start:stop])
 
 
 def _trajectory(rollout: Rollout, references: Mapping[str, Tensor]) -> xr.Dataset:
@@ -190,7 +224,7 @@ def _trajectory(rollout: Rollout, references: Mapping[str, Tensor]) -> xr.Datase
         "reward": (("task", "t"), _array(steps.reward)),
         "real": (("task", "t"), _array(steps.mask)),
         "episode_of_t": (("t",), episode),
-        **{f"reference_{name}": (("task",), _array(value)) for name, value in references.items()},
+        **{f"reference_{n}": (("task", "episode")[: v.ndim], _array(v)) for n, v in references.items()},
     }
     if 2 * steps.obs.numel() <= _OBSERVATIONS:
         variables["obs"] = (("task", "t", "obs_dim"), _array(steps.obs))

@@ -25,8 +25,15 @@ from bayesmeta.diagnostics.plotting import (
 from bayesmeta.diagnostics.results import array, episode_ends, parameters
 from bayesmeta.diagnostics.tables import references
 
+_REFERENCE_STYLES = {"oracle": (REFERENCE, "-"), "upper_bound": (REFERENCE, "--"), "thompson": (EXACT, "-")}
 _DIMENSIONS = 6  # latent dimensions drawn at most, those with the most information
-_REFERENCE_NAMES = {"oracle": "oracle: told the task", "still": "standing still", "upper_bound": "upper bound"}
+_REFERENCE_NAMES = {
+    "oracle": "oracle: told the task",
+    "still": "standing still",
+    "upper_bound": "upper bound",
+    "thompson": "exact posterior sampling",
+    "bayes_optimal": "Bayes-optimal",
+}
 
 
 def adaptation(tree: xr.DataTree) -> Figure:
@@ -39,8 +46,9 @@ def adaptation(tree: xr.DataTree) -> Figure:
     axes.scatter(episodes + jitter, returns, s=7, color=MUTED, alpha=0.35, linewidths=0, label="one task")
     band(axes, episodes, returns.mean(0), bootstrap_interval(returns), LEARNED, "mean, 95 % interval")
     for name, values in references(group).items():
-        style = {"oracle": (REFERENCE, "-"), "upper_bound": (REFERENCE, "--")}.get(name, (EXACT, ":"))
-        axes.axhline(values.mean(), color=style[0], linestyle=style[1], label=_REFERENCE_NAMES.get(name, name))
+        style = _REFERENCE_STYLES.get(name, (EXACT, ":"))
+        line = np.broadcast_to(values.mean(0), returns.shape[1:])
+        axes.plot(episodes, line, color=style[0], linestyle=style[1], label=_REFERENCE_NAMES.get(name, name))
     axes.set(xlabel="adaptation episode", ylabel="return (sum of rewards)", title="Return as the agent adapts")
     axes.set_xticks(episodes)
     axes.legend(loc="best")
@@ -126,10 +134,15 @@ def prior_and_posterior(tree: xr.DataTree, tasks: int = 4) -> Figure:
     figure = Figure((max(5.6, 3.1 * columns), max(3.4, 2.3 * rows + 0.5)), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     posterior, prior = array(tree, "posterior", "z")[:, :, -1], array(tree, "prior", "z")
+    reference = array(tree, "reference", "z")[:, :, -1] if "reference" in tree.children else None
     for axes, d in zip(grid.flat, dims, strict=False):
         pooled = prior[..., d].ravel()[:4000]
         for b in range(min(tasks, posterior.shape[2])):
             axes.plot(*density(posterior[:, :, b, d].ravel()), color=COLOURS[b], linewidth=1.4, label=f"task {b}")
+            if reference is not None:
+                label = "reference" if b == 0 else None
+                where, height = density(reference[:, :, b, d].ravel())
+                axes.plot(where, height, color=COLOURS[b], linewidth=1, linestyle=":", label=label)
         axes.fill_between(*density(pooled), color=MUTED, alpha=0.3, linewidth=0, label="prior")
         axes.set(xlabel=f"z{d}", yticks=[])
         axes.spines["left"].set_visible(False)

@@ -12,6 +12,8 @@ A dimension is active if its mean KL over tasks exceeds 0.01 nat (Burda, Grosse 
 the KL has a unit).
 """
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +23,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from bayesmeta.models.distributions import Cells
 
 ACTIVE_NATS = 0.01
+_PAIRS = 1 << 20  # densities of one draw under one task's law at a time
 
 
 def contraction(posterior: Distribution, prior: Distribution) -> Float[Tensor, "B D"]:
@@ -69,6 +72,38 @@ def marginals(distribution: Distribution) -> Distribution | None:
 def active_dimensions(kl: Float[np.ndarray, "B D"], threshold: float = ACTIVE_NATS) -> Bool[np.ndarray, "D"]:
     """Which dimensions the data move: mean KL over tasks above ``threshold`` nats. A NaN is not active."""
     return kl.mean(0) > threshold
+
+
+@torch.no_grad()
+def mixture_information(code: Distribution, draws: int = 50) -> Float[Tensor, "B"]:
+    r"""Nats that a draw of ``code`` tells of which of its ``B`` tasks it was drawn for: from 0 to ``log B`` on average.
+
+    ``I(z; m) = E_m E_{z ~ F_m}[log F_m(z) - log p(z)]`` with the mixture ``p(z) = mean_m F_m(z)``, whose exact density
+    it takes: against the prior in its place the result would be too large by ``KL(p || prior)`` and could exceed the
+    ceiling. For beliefs, each about its own task, it is 0 before any data. z is drawn from the global random state.
+    """
+    z = code.sample(torch.Size((draws,)))
+    return (code.log_prob(z) - _log_mixture(code, z)).mean(0)
+
+
+@torch.no_grad()
+def recovered_information(belief: Distribution, code: Distribution, draws: int = 50) -> Float[Tensor, "B"]:
+    r"""Nats of a task's code that a belief about it has recovered: ``E_{z ~ F_m}[log q_m(z) - log p(z)]``.
+
+    ``code`` is the law ``F_m`` of the code of each task from an encoder that is told the task, ``belief`` what is
+    inferred of it from data. On average over tasks at most ``I(z; data) <= I(z; task)``, which is
+    :func:`mixture_information` of the code, ``<= log B`` (Barber and Agakov 2003).
+    """
+    z = code.sample(torch.Size((draws,)))
+    return (belief.log_prob(z) - _log_mixture(code, z)).mean(0)
+
+
+def _log_mixture(code: Distribution, z: Float[Tensor, "S B D"]) -> Float[Tensor, "S B"]:
+    """``log mean_m F_m(z)`` of every draw, a few at a time under every task's law."""
+    tasks = z.shape[1]
+    rows = z.flatten(0, 1).unsqueeze(1)
+    parts = [code.log_prob(part).logsumexp(-1) for part in rows.split(max(1, _PAIRS // tasks))]
+    return torch.cat(parts).reshape(z.shape[:2]) - math.log(tasks)
 
 
 def _discrete_kl(log_q: Tensor, log_p: Tensor) -> Tensor:

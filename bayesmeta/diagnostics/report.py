@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from bayesmeta.diagnostics import figures, navigation, tables
+from bayesmeta.diagnostics import correctness_figures, figures, navigation, tables
 from bayesmeta.diagnostics.decoding import squared_errors
 from bayesmeta.diagnostics.information import active_dimensions
 from bayesmeta.diagnostics.plotting import rendered
@@ -65,6 +65,10 @@ def report(tree: xr.DataTree, family: TaskFamily | None = None, run: RunFolder |
     if "trajectory" in tree.children:
         words = "Every task is new to the agent. It acts, infers the task from what it sees, and acts again."
         body.append(_section("Behaviour", words, *_behaviour(tree, family, run), tables.returns_table(tree)))
+    right = _correctness(tree)
+    if right:
+        words = "Calibration: do truths fall in the belief as often as it says? Distance: how far is it from exact?"
+        body.append(_section("Is the belief right?", words, *right))
     words = "How fast the belief finds out which task this is: every point is the belief after so many data of a trial."
     body.append(_section("What is known after how much data", words, *_knowledge(tree), tables.context_table(tree)))
     words = "The latent that is inferred: what its dimensions hold, and how the belief about it moves."
@@ -123,6 +127,59 @@ def _behaviour(tree: xr.DataTree, family: TaskFamily | None, run: RunFolder | No
     return panels
 
 
+def _correctness(tree: xr.DataTree) -> list[Panel]:
+    panels = []
+    if "prior_sbc" in tree.children:
+        p = array(tree, "calibration", "p_value")
+        panels.append(
+            Panel(
+                lambda: correctness_figures.ranks(tree),
+                f"Ranks of the truth in the belief; smallest p-value per quantity: {numbers(np.nanmin(p, 0))}.",
+                "Where truths fall among draws of the belief. Exact inference gives lines inside the grey band; above "
+                "it truths are too low in the belief, and an S shape is a wrong width. The log likelihood sees what "
+                "the coordinates cannot: data that were ignored.",
+                wide=True,
+            )
+        )
+        if "log_q" in tree["prior_sbc"].data_vars:
+            panels.append(
+                Panel(
+                    lambda: correctness_figures.coverage(tree),
+                    f"Coverage of the 50, 80, 95 % regions after all data: "
+                    f"{numbers(array(tree, 'calibration', 'coverage')[-1])}.",
+                    "Below the diagonal the belief is over-confident, above it too wide.",
+                )
+            )
+    if "z_score" in tree["fit_stats"].data_vars:
+        square = np.sqrt((array(tree, "fit_stats", "z_score") ** 2).mean((1, 2)))
+        panels.append(
+            Panel(
+                lambda: correctness_figures.z_scores(tree),
+                f"Root mean square z-score by context size: {numbers(square)}.",
+                "Errors of the posterior mean in units of the posterior's standard deviation.",
+            )
+        )
+    if "distance" in tree.children:
+        kl = array(tree, "distance", "kl_reference").mean(1)
+        panels.append(
+            Panel(
+                lambda: correctness_figures.distance(tree),
+                f"KL of the reference from the belief by context size, in nats: {numbers(kl)}.",
+                "How far the belief is from the exact posterior given the same data.",
+            )
+        )
+    if "predictive" in tree.children:
+        panels.append(
+            Panel(
+                lambda: correctness_figures.predictions(tree),
+                f"Scores of unseen data: {numbers(array(tree, 'predictive', 'value'))}.",
+                "Where new data of a task fall in what the belief predicts of them. A hump is a prediction too wide, a "
+                "bowl one too narrow, a slope a bias.",
+            )
+        )
+    return panels
+
+
 def _knowledge(tree: xr.DataTree) -> list[Panel]:
     panels = []
     if "decoded" in tree.children:
@@ -133,6 +190,26 @@ def _knowledge(tree: xr.DataTree) -> list[Panel]:
                 lambda: figures.learned_and_exact(tree),
                 f"Error of the decoded task parameters by context size: {numbers(error)}.",
                 f"Error of the true task parameters as decoded from the belief on held-out tasks.{limit}",
+            )
+        )
+    if "information" in tree["fit_stats"].data_vars:
+        values = array(tree, "fit_stats", "information").mean(1)
+        panels.append(
+            Panel(
+                lambda: correctness_figures.information(tree),
+                f"Nats that the belief tells of which task it is about, by context size: {numbers(values)}.",
+                "How well draws of the belief tell the tasks apart; no more than the logarithm of their number is "
+                "possible. It counts what the belief claims: an over-confident one gets there too early.",
+            )
+        )
+    if parameters(tree)[0]:
+        panels.append(
+            Panel(
+                lambda: correctness_figures.belief_over_time(tree),
+                "The belief about four tasks as data come in, with the true values.",
+                "The belief about four tasks as data come in. It should close in on the truth, and hold it in its "
+                "shaded part in four of five cases.",
+                wide=True,
             )
         )
     contraction = array(tree, "fit_stats", "contraction")[-1].mean(0)

@@ -7,18 +7,29 @@ group              variables                                           dimension
 ``prior``          ``z``                                               chain draw task latent_dim
 ``sample_stats``   ``log_q``; ``lp``, the joint log density, if known  chain draw context_step task
 ``fit_stats``      ``mean sd contraction kl``                          context_step task latent_dim
-..                 ``kl_total n_context``                              context_step task
+..                 ``z_score``                                         context_step task latent_dim
+..                 ``kl_total n_context k_hat information``            context_step task
 ``constant_data``  ``<parameter>_true``                                task
+``prior_sbc``      ``log_likelihood log_q tarp``, other quantities     chain draw context_step
+..                 ``z``, ``decoded``: ranks of the truth, PIT         .. and latent_dim, param
+``calibration``    ``p_value log_gamma``                               context_step quantity
+..                 ``coverage``                                        context_step level
+``reference``      ``z``: draws of the reference, for a few tasks      as the posterior's
+``distance``       ``kl_reference sliced_wasserstein``                 context_step task
+..                 ``mean_error sd_ratio``                             context_step task latent_dim
+``predictive``     ``value``; ``by_task``; ``pit`` of unseen data      score; score task; task query target
+``ood``            ``auroc low high`` of out-of-distribution tasks     scored_by
 ``decoded exact``  ``mean``, ``sd`` of the task parameters             context_step task param
 ``trajectory``     ``return latent``                                   task episode (read_dim)
 ..                 ``reward real obs next_obs action``                 task t (obs_dim or action_dim)
-..                 ``reference_<name>``: returns to compare with       task
+..                 ``reference_<name>``: returns to compare with       task (episode)
 ``observed_data``  ``y``; its inputs are in ``constant_data``          obs y_dim
 =================  ==================================================  ========================================
 
 KL divergences are in nats. ``context_step`` counts rows of the context, 0 being the prior, and ``n_context`` those of
 them that are real. ``decoded`` are the parameters read off the belief by regression, ``exact`` the moments of the true
-posterior where the family knows it. Control families have a trajectory, supervised ones observed data.
+posterior where the family knows it. Control families have a trajectory, supervised ones observed data. In ``prior_sbc``
+a draw is a data set (the names are ArviZ's); it and ``calibration`` may leave out context sizes, ``reference`` tasks.
 Independent draws are one chain. Further groups and variables may be added; those above keep their dimensions.
 Attributes are strings and numbers; anything else is JSON in an attribute whose name ends in ``_json``.
 
@@ -40,16 +51,35 @@ SCHEMA_VERSION = 1
 
 _PER_LATENT = ("context_step", "task", "latent_dim")
 _PER_DRAW = ("chain", "draw", "context_step", "task")
+_PER_SET = ("chain", "draw", "context_step")
+_ALWAYS = ("mean", "sd", "contraction", "kl", "kl_total", "n_context")
 _PER_PARAM = ("context_step", "task", "param")
 DIMS: dict[str, dict[str, tuple[str, ...]]] = {
     "posterior": {"z": (*_PER_DRAW, "latent_dim")},
     "prior": {"z": ("chain", "draw", "task", "latent_dim")},
     "sample_stats": {"log_q": _PER_DRAW, "lp": _PER_DRAW},
     "fit_stats": {
-        **dict.fromkeys(("mean", "sd", "contraction", "kl"), _PER_LATENT),
-        **dict.fromkeys(("kl_total", "n_context"), ("context_step", "task")),
+        **dict.fromkeys(_ALWAYS[:4], _PER_LATENT),
+        **dict.fromkeys((*_ALWAYS[4:], "k_hat", "log_q_true", "information"), ("context_step", "task")),
+        "z_score": _PER_LATENT,
+    },
+    "reference": {"z": (*_PER_DRAW, "latent_dim")},
+    "distance": {
+        **dict.fromkeys(("kl_reference", "sliced_wasserstein"), ("context_step", "task")),
+        **dict.fromkeys(("mean_error", "sd_ratio"), _PER_LATENT),
+    },
+    "prior_sbc": {
+        "z": (*_PER_SET, "latent_dim"),
+        "decoded": (*_PER_SET, "param"),
+        **dict.fromkeys(("log_likelihood", "log_q", "tarp"), _PER_SET),
+    },
+    "calibration": {
+        **dict.fromkeys(("p_value", "log_gamma"), ("context_step", "quantity")),
+        "coverage": ("context_step", "level"),
     },
     "constant_data": {"x": ("obs", "x_dim"), "task_of_obs": ("obs",), "step_of_obs": ("obs",)},
+    "predictive": {"value": ("score",), "by_task": ("score", "task"), "pit": ("task", "query", "target")},
+    "ood": dict.fromkeys(("auroc", "low", "high"), ("scored_by",)),
     "decoded": {"mean": _PER_PARAM},
     "exact": {"mean": _PER_PARAM, "sd": _PER_PARAM},
     "trajectory": {
@@ -64,7 +94,8 @@ DIMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "observed_data": {"y": ("obs", "y_dim")},
 }
-REQUIRED = {"posterior": ("z",), "prior": ("z",), "fit_stats": tuple(DIMS["fit_stats"]), "constant_data": ()}
+_PARTIAL = ("reference", "prior_sbc", "calibration")  # may leave out tasks or context sizes
+REQUIRED = {"posterior": ("z",), "prior": ("z",), "fit_stats": _ALWAYS, "constant_data": ()}
 
 
 class ResultsError(ValueError):
@@ -129,6 +160,7 @@ def at(tree: xr.DataTree, context_step: int) -> xr.DataTree:
     chosen = {
         name: group.sel(context_step=context_step, drop=True) if "context_step" in group.dims else group
         for name, group in groups.items()
+        if "context_step" not in group.dims or context_step in group["context_step"]
     }
     cut = xr.DataTree.from_dict({f"/{name}": group for name, group in chosen.items()})
     cut.attrs = dict(tree.attrs)
@@ -176,7 +208,9 @@ def _check_coordinates(tree: xr.DataTree, source: str) -> None:
     for coordinate in ("task", "context_step", "latent_dim"):
         reference = array(tree, "posterior", coordinate)
         for group, node in tree.children.items():
-            if coordinate in node.dims and not np.array_equal(array(tree, group, coordinate), reference):
+            labels = array(tree, group, coordinate) if coordinate in node.dims else reference
+            some = group in _PARTIAL and set(labels.tolist()) <= set(reference.tolist())
+            if not some and not np.array_equal(labels, reference):
                 raise ResultsError(f"{source}: {group} has other {coordinate} labels than the posterior group")
 
 

@@ -9,15 +9,18 @@ import xarray as xr
 
 from bayesmeta.collect import Rollout
 from bayesmeta.diagnostics import results
-from bayesmeta.diagnostics.decoding import FOLDS, decode, exact_curve
+from bayesmeta.diagnostics.calibration import calibration
+from bayesmeta.diagnostics.decoding import FOLDS, decode, decoded_ranks, exact_curve
 from bayesmeta.diagnostics.export import results_from
+from bayesmeta.diagnostics.information import mixture_information
 from bayesmeta.diagnostics.report import write_report
+from bayesmeta.diagnostics.results import array
 from bayesmeta.diagnostics.truth import exact_posterior, reference_returns
-from bayesmeta.diagnostics.verdict import passed, verdicts
+from bayesmeta.diagnostics.verdict import passed, table, verdicts
 from bayesmeta.evaluate import evaluate
 from bayesmeta.folder import session_versions
 from bayesmeta.runs import load_run
-from bayesmeta.train import derived_seed
+from bayesmeta.train import derived_seed, seeded
 from bayesmeta.types import Algorithm, Context, ControlFamily, SupervisedFamily, TaskFamily, to
 
 
@@ -62,10 +65,7 @@ def diagnose(
     file = results.save(tree, folder / "results.nc")
     report = write_report(tree, folder / "report.html", family=run.family, run=run.folder)
     found = verdicts(tree)
-    width = max(len(verdict.question) for verdict in found)
-    for verdict in found:
-        print(f"{verdict.outcome:<7} {verdict.question:<{width}}  {verdict.found}")
-    print(f"results: {file}\nreport:  {report}")
+    print(f"{table(found)}\nresults: {file}\nreport:  {report}")
     return passed(found)
 
 
@@ -95,7 +95,9 @@ def results_of(
     seen: Rollout | Context
     if isinstance(family, ControlFamily):
         seen = evaluate(algorithm, family, params, episodes=episodes, seed=derived_seed(seed, "diagnostics episodes"))
-        references = reference_returns(family, params)
+        references = reference_returns(
+            family, params, episodes=episodes, seed=derived_seed(seed, "diagnostics references")
+        )
         context = seen.transitions.context(next_obs=family.spec.dynamics_vary)
     elif isinstance(family, SupervisedFamily):
         seen = context = family.context(params, shots, generator)
@@ -112,7 +114,24 @@ def results_of(
         attrs={"algorithm": type(algorithm).__name__, "split": "test", **(attrs or {}), "seed": seed},
     )
     tree["decoded"] = xr.DataTree(decode(tree))
+    if len(params.unique(dim=0)) >= 2 * FOLDS:  # ranks among a few different tasks are not uniform
+        ranked = decoded_ranks(tree, derived_seed(seed, "diagnostics ranks"))
+        if ranked is not None:
+            tree["prior_sbc"], tree["calibration"] = xr.DataTree(ranked), xr.DataTree(calibration(ranked))
+    tree["fit_stats"] = tree["fit_stats"].to_dataset().assign(information=_information(algorithm, context, tree, seed))
     exact = exact_posterior(family)
     if exact is not None:
         tree["exact"] = xr.DataTree(exact_curve(exact, to(context, "cpu"), tree))
     return tree
+
+
+@torch.no_grad()
+def _information(algorithm: Algorithm, context: Context, tree: xr.DataTree, seed: int) -> tuple[tuple[str, str], Any]:
+    """How many nats the belief tells of which task it is about, at every context size."""
+    found = []
+    with seeded(derived_seed(seed, "diagnostics information")):
+        for step in array(tree, "posterior", "context_step").tolist():
+            belief = algorithm.inference.init(context.batch)
+            belief = algorithm.inference.update(belief, context.rows(0, step)) if step else belief
+            found.append(mixture_information(belief.posterior))
+    return ("context_step", "task"), torch.stack(found).cpu().numpy()

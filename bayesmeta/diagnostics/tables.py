@@ -11,7 +11,7 @@ import xarray as xr
 from bayesmeta.diagnostics.decoding import squared_errors
 from bayesmeta.diagnostics.intervals import bootstrap_interval, iqm
 from bayesmeta.diagnostics.results import array, attribute
-from bayesmeta.diagnostics.verdict import Verdict
+from bayesmeta.diagnostics.words import Verdict
 
 _FOLDED = ("config", "versions")  # long attributes
 
@@ -35,7 +35,7 @@ def verdict_list(found: Sequence[Verdict]) -> str:
         f"<div><b>{text(v.question)}</b><br>{text(v.meaning)}</div><div>{text(v.found)}</div></div>"
         for v in found
     )
-    gates = [v for v in found if v.outcome != "note"]
+    gates = [v for v in found if v.outcome in ("passed", "failed")]
     failures = sum(v.outcome == "failed" for v in gates)
     sentence = f"{failures} of {len(gates)} checks failed." if failures else f"All {len(gates)} checks passed."
     return _card(f"<p><b>{sentence}</b></p>{lines}")
@@ -57,7 +57,13 @@ def returns_table(tree: xr.DataTree) -> str:
         [f"episode {k}", number(returns[:, i].mean()), f"{number(low[i])} to {number(high[i])}", number(middle[i])]
         for i, k in enumerate(group["episode"].to_numpy())
     ]
-    rows += [[name.replace("_", " "), number(v.mean()), "", ""] for name, v in references(group).items()]
+    for name, values in references(group).items():
+        known = values if values.ndim == 2 else values[:, None]
+        label = "{}, episode {}" if values.ndim == 2 else "{}"
+        rows += [
+            [label.format(name.replace("_", " "), k + 1), number(v.mean()), "", number(iqm(v))]
+            for k, v in enumerate(known.T)
+        ]
     return _table(["", "mean return", "95 % interval", "interquartile mean"], rows)
 
 

@@ -3,13 +3,17 @@
 from typing import Protocol, runtime_checkable
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
+from bayesmeta.collect import collect
 from bayesmeta.inference.finite import FiniteFilter
 from bayesmeta.inference.grid import grid
-from bayesmeta.tasks.point_goal import PointGoal, half_circle
-from bayesmeta.types import Inference, TaskFamily
+from bayesmeta.tasks.point_goal import PointGoal, PointGoalModel, half_circle
+from bayesmeta.train import seeded
+from bayesmeta.types import Explorer, Inference, TaskFamily
 
+_THOMPSON_CELLS = 50  # the belief of a whole trial takes 16 times as long with CELLS
 CELLS = 200  # per side of the goal grid: a cell is as wide as the reward's noise in the family's model
 
 
@@ -28,11 +32,12 @@ class KnowsReturns(Protocol):
     def reference_returns(self, params: Tensor) -> dict[str, Tensor]: ...
 
 
-def exact_posterior(family: TaskFamily) -> Inference | None:
+def exact_posterior(family: TaskFamily, cells: int = CELLS) -> Inference | None:
     """The exact filter over the family's parameters, or None.
 
-    Point robot: the goal on a grid of 200 x 200 cells or, sparse, among the goals of the half circle, believing rewards
-    to 0.01, the noise of ``PointGoalModel``. The simulator has none, so that this is the limit up to a cell.
+    Point robot: the goal on a grid of ``cells`` x ``cells`` or, sparse, among the goals of the half circle, believing
+    rewards to 0.01, the noise of ``PointGoalModel``, or to the side of a cell if that is more. The simulator
+    has no noise, so that this is the limit up to a cell.
     """
     if isinstance(family, KnowsPosterior):
         return family.exact
@@ -42,9 +47,21 @@ def exact_posterior(family: TaskFamily) -> Inference | None:
     if family.sparse:
         goals = half_circle()
         return FiniteFilter(goals, torch.zeros(len(goals)), family.model.log_likelihood, x_dim=x_dim, y_dim=y_dim)
-    return grid(family.model, -torch.ones(2), torch.ones(2), (CELLS, CELLS), x_dim=x_dim, y_dim=y_dim)
+    model = PointGoalModel(noise=max(0.01, 2 / cells))
+    return grid(model, -torch.ones(2), torch.ones(2), (cells, cells), x_dim=x_dim, y_dim=y_dim)
 
 
-def reference_returns(family: TaskFamily, params: Tensor) -> dict[str, Tensor]:
-    """The family's reference returns of these tasks, by name; none where it knows none."""
-    return family.reference_returns(params) if isinstance(family, KnowsReturns) else {}
+def reference_returns(family: TaskFamily, params: Tensor, *, episodes: int, seed: int) -> dict[str, Tensor]:
+    """The family's reference returns of these tasks, by name, ``[B]`` or by episode ``[B, K]``; none if it knows none.
+
+    Beside the family's own: on the point robot ``thompson``, posterior sampling with exact inference and the optimal
+    policy given the goal, which is what an agent that samples z and has learned everything else would get.
+    """
+    found = family.reference_returns(params) if isinstance(family, KnowsReturns) else {}
+    exact = exact_posterior(family, cells=_THOMPSON_CELLS)
+    if isinstance(family, PointGoal) and exact is not None:
+        explorer = Explorer(lambda obs, goal: Delta(family.oracle_action(obs, goal), event_dim=1))
+        with seeded(seed):
+            trial = collect(family.env(params.cpu()), explorer, exact, family.spec, episodes=episodes, seed=seed)
+        found = {**found, "thompson": trial.returns}
+    return found

@@ -1,35 +1,25 @@
 """What the numbers say, as data and in plain words."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 
+from bayesmeta.diagnostics.correctness import correctness
 from bayesmeta.diagnostics.decoding import squared_errors
 from bayesmeta.diagnostics.information import active_dimensions
 from bayesmeta.diagnostics.intervals import bootstrap_interval
 from bayesmeta.diagnostics.results import array, parameters
-
-Outcome = Literal["passed", "failed", "note"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One question, its answer in numbers, what that means and, if it failed, what to try.
-
-    A ``note`` has no threshold: it neither passes nor fails.
-    """
-
-    question: str
-    outcome: Outcome
-    found: str
-    meaning: str
+from bayesmeta.diagnostics.words import Verdict
 
 
 def verdicts(tree: xr.DataTree) -> list[Verdict]:
-    """Every verdict that the results allow. Gates compare a 95 % bootstrap interval over tasks with their threshold."""
-    found = [_collapse(tree), _width(tree)]
+    """Every verdict that the results allow.
+
+    Gates of calibration fail at a family-wise rate of 1e-3 where the belief is right; the others compare a 95 %
+    bootstrap interval over tasks with their threshold.
+    """
+    found = [*correctness(tree), _collapse(tree), _width(tree)]
     if "trajectory" in tree.children:
         found += [*_adaptation(tree), *_reference(tree)]
     if "decoded" in tree.children:
@@ -37,9 +27,15 @@ def verdicts(tree: xr.DataTree) -> list[Verdict]:
     return found
 
 
-def passed(found: list[Verdict]) -> bool:
+def passed(found: Sequence[Verdict]) -> bool:
     """Whether no verdict is a failure."""
     return all(verdict.outcome != "failed" for verdict in found)
+
+
+def table(found: Sequence[Verdict]) -> str:
+    """A line per verdict: outcome, question, numbers."""
+    width = max(len(verdict.question) for verdict in found)
+    return "\n".join(f"{v.outcome:<7} {v.question:<{width}}  {v.found}" for v in found)
 
 
 def _collapse(tree: xr.DataTree) -> Verdict:
@@ -52,12 +48,14 @@ def _collapse(tree: xr.DataTree) -> Verdict:
             "the KL divergence of this belief from its prior has no closed form",
             "Point masses and particles have no density; look at the contraction instead.",
         )
-    active = int(active_dimensions(last).sum())
+    moved = (
+        "" if np.isnan(last).any() else f", {int(active_dimensions(last).sum())} of {last.shape[1]} dimensions active"
+    )
     alive = total.mean() > 0.01
     return Verdict(
         "Does the belief respond to data?",
         "passed" if alive else "failed",
-        f"{total.mean():.2f} nats gained on average, {active} of {last.shape[1]} dimensions active",
+        f"{total.mean():.2f} nats gained on average{moved}",
         "The posterior moves away from the prior as data come in."
         if alive
         else "The posterior is the prior: the context is ignored (posterior collapse). Lower the KL weight, or check "
@@ -108,15 +106,39 @@ def _reference(tree: xr.DataTree) -> list[Verdict]:
     closed = f"{100 * (returns[:, -1] - returns[:, 0]).mean() / gap:.0f} %" if gap > 0 else "none"
     regret = oracle - returns[:, -1]
     low, high = bootstrap_interval(regret)
+    bayes = [_bayes(name, group) for name in ("bayes_optimal", "thompson") if f"reference_{name}" in group]
     return [
+        *bayes,
         Verdict(
             "How far is it from an agent that knows the task?",
             "note",
             f"oracle regret of the last episode {regret.mean():.3g} [{low:.3g}, {high:.3g}]; "
             f"{closed} of the first episode's gap is closed",
             "The oracle is told the task; no agent that must infer it can do better on average.",
-        )
+        ),
     ]
+
+
+def _bayes(name: str, group: xr.Dataset) -> Verdict:
+    """Regret of the whole trial against an agent with exact inference: the Bayes-optimal one has none above it."""
+    optimum, returns = group[f"reference_{name}"].values, group["return"].values
+    optimum = optimum if optimum.ndim == 2 else optimum[:, None]
+    regret = (optimum - returns).sum(1)
+    low, high = bootstrap_interval(regret)
+    found = f"regret of the whole trial {regret.mean():.3g} [{low:.3g}, {high:.3g}]"
+    if name == "thompson":
+        meaning = "That agent samples a task from the exact posterior and does what is best in it: what posterior "
+        meaning += "sampling is worth when nothing is left to learn. One that explores better may have less than none."
+        return Verdict("How far is it from posterior sampling with exact inference?", "note", found, meaning)
+    leak = bool(high < 0)
+    return Verdict(
+        "How far is it from the Bayes-optimal agent?",
+        "failed" if leak else "note",
+        found,
+        "No agent does better than the Bayes-optimal one on average: this one has seen what it should infer."
+        if leak
+        else "Bayes regret: what is lost by not exploring and using what is known in the best possible way.",
+    )
 
 
 def _identified(tree: xr.DataTree) -> Verdict:

@@ -1,4 +1,24 @@
-"""The report's style sheet and what its words mean."""
+"""What a verdict is, the report's style sheet, and what its words mean."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["passed", "failed", "note", "invalid"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One question, its answer in numbers, what that means and, if it failed, what to try.
+
+    A ``note`` has no threshold: it neither passes nor fails. ``invalid`` is a comparison with something that turned out
+    to be no reference.
+    """
+
+    question: str
+    outcome: Outcome
+    found: str
+    meaning: str
+
 
 CSS = """
 :root { color-scheme: light; }
@@ -29,7 +49,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 .badge { display: inline-block; border-radius: 1rem; padding: .02rem .6rem; font-size: .8rem; font-weight: 600; }
 .passed { background: #d3f0e4; color: #0b5d43; }
 .failed { background: #fbdcd5; color: #8f2c0b; }
-.note { background: #e4e7eb; color: #3e4c59; }
+.note, .invalid { background: #e4e7eb; color: #3e4c59; }
 dt { font-weight: 600; margin-top: .6rem; }
 dd { margin: 0; max-width: 52rem; }
 pre { overflow-x: auto; font-size: .82rem; background: #f5f7fa; padding: .75rem; border-radius: .35rem; }

@@ -3,12 +3,23 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from bayesmeta.diagnostics import decoding
-from bayesmeta.diagnostics.decoding import cross_fitted, decode, decoder, exact_curve, probe, squared_errors
+from bayesmeta.diagnostics.calibration import ALPHA, calibration
+from bayesmeta.diagnostics.decoding import (
+    cross_fitted,
+    decode,
+    decoded_ranks,
+    decoder,
+    exact_curve,
+    probe,
+    squared_errors,
+)
 from bayesmeta.diagnostics.export import results_from
 from bayesmeta.diagnostics.intervals import bootstrap_interval
 from bayesmeta.diagnostics.truth import exact_posterior, reference_returns
+from bayesmeta.diagnostics.uniformity import holm
 from bayesmeta.tasks.linear_gaussian import LinearGaussian
 from bayesmeta.tasks.normal_normal import NormalNormal
 from bayesmeta.tasks.point_goal import PointGoal
@@ -159,5 +170,64 @@ def test_families_say_what_they_know():
     assert exact_posterior(LinearGaussian(dim=2)) is not None
     unknown = Unknown()
     assert exact_posterior(unknown) is None
-    assert reference_returns(unknown, torch.zeros(1, 2)) == {}
-    assert set(reference_returns(PointGoal(), torch.zeros(1, 2))) == {"oracle", "still"}
+    assert reference_returns(unknown, torch.zeros(1, 2), episodes=1, seed=0) == {}
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_posterior_sampling_with_exact_inference_finds_the_goal(sparse):
+    """Where one episode shows the goal, as a dense reward does, its second is the oracle's but for its starts."""
+    family = PointGoal(sparse=sparse)
+    goals = family.sample(20, "test", torch.Generator().manual_seed(0))
+    before = torch.random.get_rng_state()
+    found, again = (reference_returns(family, goals, episodes=3, seed=1) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert set(found) == {"oracle", "still", "thompson"} and found["thompson"].shape == (20, 3)
+    assert torch.equal(found["thompson"], again["thompson"])
+    mean, oracle = found["thompson"].mean(0), float(found["oracle"].mean())
+    if sparse:  # it searches: the goal is among a hundred directions
+        assert mean[0] < 0.5 * oracle
+    else:
+        assert mean[0] < 3 * oracle and abs(float(mean[2]) / oracle - 1) < 0.35
+
+
+def linear_agent(width: float, tasks: int = 400, draws: int = 100):
+    """Results of beliefs over a latent that is a rotation of a two-dimensional task, wide as ``width`` says.
+
+    The task is standard normal, seen with noise of standard deviation 1, 0.3 and 0.02 after 1, 5 and 200 data; the
+    beliefs have the right means, and ``width`` times the right standard deviations.
+    """
+    random = np.random.default_rng(0)
+    rotation = np.linalg.qr(random.normal(size=(2, 2)))[0]
+    truth = random.normal(size=(tasks, 2))
+    noise = np.array([1.0, 0.3, 0.02])[:, None, None]
+    means = (truth + noise * random.normal(size=(3, tasks, 2))) / (1 + noise**2)
+    z = means + width * noise / np.sqrt(1 + noise**2) * random.normal(size=(draws, 3, tasks, 2))
+    steps, names = [1, 5, 200], [f"task_{b}" for b in range(tasks)]
+    dims = ("context_step", "task", "latent_dim")
+    coordinates = {"context_step": steps, "task": names}
+    return xr.DataTree.from_dict(
+        {
+            "/posterior": xr.Dataset({"z": (("chain", "draw", *dims), (z @ rotation)[None])}, coordinates),
+            "/fit_stats": xr.Dataset({"mean": (dims, means @ rotation)}, coordinates),
+            "/constant_data": xr.Dataset({f"{n}_true": ("task", truth[:, i]) for i, n in enumerate("ab")}),
+        }
+    )
+
+
+@pytest.mark.parametrize("width, calibrated", [(1.0, True), (0.5, False), (2.0, False)])
+def test_calibration_of_what_is_decoded(width, calibrated):
+    """The exact posterior is calibrated; one half and one twice as wide are not."""
+    sbc = decoded_ranks(linear_agent(width))
+    assert sbc["decoded"].dims == ("chain", "draw", "context_step", "param")
+    assert sbc["context_step"].to_numpy().tolist() == [1, 5]  # after 200 data the probe's own error would be judged
+    p = calibration(sbc)["p_value"].to_numpy()
+    assert holm(p, ALPHA).any() != calibrated
+    outside = (np.abs(sbc["decoded"].to_numpy() - 0.5) > 0.45).mean()
+    assert (outside > 0.2) == (width < 1) and (outside < 0.03) == (width > 1)
+
+
+def test_nothing_is_ranked_where_nothing_can_be_decoded():
+    tree = linear_agent(1.0)
+    noise = np.random.default_rng(1).normal(size=tree["fit_stats"]["mean"].shape)
+    tree["fit_stats"] = tree["fit_stats"].to_dataset().assign(mean=(tree["fit_stats"]["mean"].dims, noise))
+    assert decoded_ranks(tree) is None

@@ -84,8 +84,8 @@ def test_densities_are_those_of_the_draws(gaussian):
 def test_the_same_seed_gives_the_same_draws_and_no_global_state_moves(gaussian):
     family, params, context, tree = gaussian
     before = torch.random.get_rng_state()
-    again = results_from(context, params, family.exact, family.spec, draws=50)
-    other = results_from(context, params, family.exact, family.spec, draws=50, seed=1)
+    again = results_from(context, params, family.exact, family.spec, model=family.model, draws=50)
+    other = results_from(context, params, family.exact, family.spec, model=family.model, draws=50, seed=1)
     assert torch.equal(before, torch.random.get_rng_state())
     assert again["posterior"].identical(tree["posterior"])
     assert not other["posterior"].equals(tree["posterior"]) and other["fit_stats"].equals(tree["fit_stats"])

@@ -1,5 +1,6 @@
 """Contraction and information against closed forms."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -8,14 +9,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributions import MixtureSameFamily, kl_divergence
+from torch.distributions import MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from bayesmeta.diagnostics.information import active_dimensions, contraction, marginal_kl, marginals, total_kl
+from bayesmeta.diagnostics.information import (
+    active_dimensions,
+    contraction,
+    marginal_kl,
+    marginals,
+    mixture_information,
+    recovered_information,
+    total_kl,
+)
 from bayesmeta.inference.beliefs import FullGaussian, Point
 from bayesmeta.inference.conjugate import ConjugateGaussian
 from bayesmeta.inference.grid import grid
 from bayesmeta.models.distributions import Cells
 from bayesmeta.models.linear_gaussian import LinearGaussianModel
+from bayesmeta.models.randomness import torch_seeded
 from bayesmeta.types import Context
 
 
@@ -145,3 +155,42 @@ def test_active_dimensions():
     kl = np.array([[0.5, 0.005, 0.0, 0.02], [0.5, 0.005, 0.0, 0.004]])
     assert active_dimensions(kl).tolist() == [True, False, False, True]
     assert active_dimensions(np.full((2, 1), np.nan)).tolist() == [False]
+
+
+def codes(mean: float, sd: float = 1.0) -> MultivariateNormal:
+    """Two tasks at plus and minus ``mean``."""
+    return MultivariateNormal(torch.tensor([[mean], [-mean]]), sd**2 * torch.eye(1))
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.7, 30.0])
+def test_mixture_information_is_the_mutual_information_and_never_above_the_ceiling(mean):
+    """Of a balanced pair of normals, by quadrature; 0 where they are one, log 2 where they are far apart."""
+    where = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
+    first, second = (Normal(m, 1.0).log_prob(where) for m in (mean, -mean))
+    log_mixture = torch.logaddexp(first, second) - math.log(2)
+    exact = float((first.exp() * (first - log_mixture)).sum() * 80 / 80_000)
+    with torch_seeded(0):
+        found = float(mixture_information(codes(mean), draws=20_000).mean())
+    assert found == pytest.approx(exact, abs=0.02) and found <= math.log(2) + 1e-6
+
+
+def test_recovered_information_is_bounded_by_that_of_the_code():
+    """All of it where the belief is the code, less where it is wider, and none where it is the codes' mixture."""
+    code = codes(3.0)
+    with torch_seeded(0):
+        ceiling = float(mixture_information(code, draws=5000).mean())
+        same, wide = (
+            float(recovered_information(belief, code, draws=5000).mean()) for belief in (code, codes(3.0, sd=2.0))
+        )
+    assert same == pytest.approx(ceiling, abs=0.02) and wide < ceiling
+    # KL(N(0, 1) || N(0, 4)) is what the wider one loses.
+    assert ceiling - wide == pytest.approx(float(kl_divergence(Normal(0.0, 1.0), Normal(0.0, 2.0))), abs=0.03)
+
+
+def test_mixture_information_takes_tasks_a_few_at_a_time(monkeypatch):
+    code = codes(0.7)
+    with torch_seeded(0):
+        whole = mixture_information(code)
+    monkeypatch.setattr("bayesmeta.diagnostics.information._PAIRS", 3)
+    with torch_seeded(0):
+        torch.testing.assert_close(mixture_information(code), whole)

@@ -81,7 +81,7 @@ def test_the_page_says_what_was_found(trial, page):
 def test_a_report_of_a_supervised_procedure(gaussian, unpainted):
     page = Page(report(gaussian[3]))
     assert "ConjugateGaussian on linear_gaussian-v1" in page.text and "Behaviour" not in page.text
-    assert len(page.images) == 6
+    assert len(page.images) == 7
     (axes,) = figures.learned_and_exact(gaussian[3]).axes
     assert axes.get_xlabel() == "data seen" and len(lines(axes)) == 4
 

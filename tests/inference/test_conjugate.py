@@ -98,7 +98,8 @@ def test_data_that_cannot_be_are_refused(case: Case) -> None:
     data = case.family.context(case.family.sample(BATCH, "train", torch.Generator()), 4, torch.Generator())
     prior = exact.init(BATCH)
     wide = Context.of(torch.cat([data.x, data.x], -1), data.y)
-    with pytest.raises(ValueError, match=rf"expected data x \[3, N, {spec.x_dim}\] and y \[3, N, 1\], got \(3, 4, "):
+    expected = rf"expected data x \[3, N, {spec.x_dim}\] and y \[3, N, {spec.y_dim}\], got \(3, 4, "
+    with pytest.raises(ValueError, match=expected):
         exact.update(prior, wide)
     with pytest.raises(ValueError, match=r"expected data x \[3, N, .*pass the data of the tasks"):
         exact.update(prior, Context(data.x[:2], data.y[:2], data.mask[:2]))

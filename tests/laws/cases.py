@@ -14,6 +14,8 @@ from bayesmeta.tasks.finite_hypotheses import FiniteHypotheses
 from bayesmeta.tasks.linear_gaussian import LinearGaussian
 from bayesmeta.tasks.normal_normal import NormalNormal
 from bayesmeta.tasks.sinusoid import Sinusoid
+from bayesmeta.tasks.tabular_transitions import TabularTransitions
+from bayesmeta.tasks.unknown_noise import UnknownNoise
 from bayesmeta.types import Inference, SupervisedFamily
 
 
@@ -49,6 +51,8 @@ EXACT = [
     Case("conjugate_beta", BernoulliBandit(arms=3, alpha=2.0)),
     Case("grid", Sinusoid(noise=0.5, resolution=48)),
     Case("finite", FiniteHypotheses(noise=1.0)),
+    Case("normal_inverse_gamma", UnknownNoise(dim=2, prior_mean=0.5)),
+    Case("dirichlet", TabularTransitions(states=3, actions=1, concentration=2.0)),
 ]
 
 LEARNED = [

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from bayesmeta.inference.beliefs import Beta, FullGaussian, Weighted
+from bayesmeta.inference.dirichlet import DirichletBelief
+from bayesmeta.inference.normal_inverse_gamma import NormalInverseGammaBelief
 from bayesmeta.types import Belief
 from tests.laws.cases import EXACT, Case
 from tests.laws.sbc import p_value, pits, rejected
@@ -38,6 +40,21 @@ def _(belief: Beta) -> Beta:
 @overconfident.register
 def _(belief: Weighted) -> Weighted:
     return Weighted(belief.points, belief.log_weights * POWER, belief.cell)
+
+
+@overconfident.register
+def _(belief: NormalInverseGammaBelief) -> NormalInverseGammaBelief:
+    # The density has the factor v^-(concentration + 1 + D / 2), and the other three multiply -1 / v in its exponent.
+    rest = 1 + belief.information.shape[-1] / 2
+    concentration = (belief.concentration + rest) * POWER - rest
+    return NormalInverseGammaBelief(
+        belief.information * POWER, belief.precision * POWER, concentration, belief.rate * POWER
+    )
+
+
+@overconfident.register
+def _(belief: DirichletBelief) -> DirichletBelief:
+    return DirichletBelief(1 + (belief.concentration - 1) * POWER)
 
 
 @each_exact

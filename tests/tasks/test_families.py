@@ -34,6 +34,8 @@ from bayesmeta.tasks.point_goal import PointGoal
 from bayesmeta.tasks.registration import IDS
 from bayesmeta.tasks.single_task import SingleTaskEnv
 from bayesmeta.tasks.sinusoid import Sinusoid
+from bayesmeta.tasks.tabular_transitions import TabularTransitions
+from bayesmeta.tasks.unknown_noise import UnknownNoise
 from bayesmeta.tasks.walker_params import WalkerParams
 from bayesmeta.types import ControlFamily, Explorer, SupervisedFamily
 
@@ -101,7 +103,8 @@ CASES = [
     Case(pendulum(), lambda p: (p[:, 0] >= 5) & (p[:, 0] < 12)),
 ]
 SUPERVISED: list[SupervisedFamily] = [
-    *(LinearGaussian(), NormalNormal(), Sinusoid(resolution=4), BernoulliBandit(), FiniteHypotheses())
+    *(LinearGaussian(), NormalNormal(), Sinusoid(resolution=4), BernoulliBandit(), FiniteHypotheses()),
+    *(UnknownNoise(), TabularTransitions()),
 ]
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda c: c.family.spec.name)

@@ -13,9 +13,19 @@ from bayesmeta.tasks.finite_hypotheses import FiniteHypotheses
 from bayesmeta.tasks.linear_gaussian import LinearGaussian
 from bayesmeta.tasks.normal_normal import NormalNormal
 from bayesmeta.tasks.sinusoid import Sinusoid
+from bayesmeta.tasks.tabular_transitions import TabularTransitions
+from bayesmeta.tasks.unknown_noise import UnknownNoise
 from bayesmeta.types import SPLITS, SupervisedFamily
 
-FAMILIES = [LinearGaussian(), NormalNormal(prior_mean=1.0), Sinusoid(), BernoulliBandit(), FiniteHypotheses()]
+FAMILIES = [
+    LinearGaussian(),
+    NormalNormal(prior_mean=1.0),
+    Sinusoid(),
+    BernoulliBandit(),
+    FiniteHypotheses(),
+    UnknownNoise(),
+    TabularTransitions(),
+]
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.spec.name)
 
 
@@ -82,6 +92,9 @@ def test_much_data_lead_the_exact_posterior_to_the_truth(family: SupervisedFamil
         ),
         (BernoulliBandit(), lambda p: math.isclose(float(p.mean()), 1 / 6, rel_tol=0.1)),
         (FiniteHypotheses(), lambda p: torch.allclose(p.norm(dim=-1), torch.tensor(1.5))),
+        (UnknownNoise(), lambda p: math.isclose(float(p[:, -1].mean()), 9 * 0.25, rel_tol=0.1)),
+        # Var p_0 = m (1 - m) / (c + 1) with m = 1 / 3 and c, the sum of the concentration, 3 / 10 instead of 3.
+        (TabularTransitions(), lambda p: math.isclose(float(p.var(0).mean()), 2 / 9 / 1.3, rel_tol=0.1)),
     ],
     ids=lambda value: value.spec.name if hasattr(value, "spec") else "",
 )

@@ -1,0 +1,210 @@
+"""Verdicts on whether a belief is right: calibration, distance from the reference, what it predicts."""
+
+import numpy as np
+import xarray as xr
+
+from bayesmeta.diagnostics.calibration import ALPHA
+from bayesmeta.diagnostics.distances import k_hat_threshold
+from bayesmeta.diagnostics.results import array, attribute
+from bayesmeta.diagnostics.uniformity import holm, p_value
+from bayesmeta.diagnostics.words import Verdict
+
+_SHOWN = (
+    *("nll", "crps", "coverage_50", "coverage_80", "coverage_95", "ece", "mce"),
+    *("epistemic_sd", "aleatoric_sd", "mutual_information"),
+)
+_REMEDIES = {
+    "narrow": "too narrow: its standard deviations would have to be {0:.2f} times as large. It is over-confident; with "
+    "a learned encoder, train longer or on more tasks, and include the prior as a factor.",
+    "wide": "too wide: its standard deviations would have to be {0:.2f} times as large. It does not use the data as "
+    "well as it could; train longer, or give the encoder more capacity.",
+    "biased": "biased, by {0:.2f} of its own standard deviations on average in its worst coordinate. Check units and "
+    "the order of the data, and train longer.",
+    "ignores": "wrong in a way that no coordinate shows alone: the belief ignores the data, or some of them, or the "
+    "dependence between coordinates. Compare its contraction with the reference's, and use a full covariance.",
+    "shape": "right in mean and width and wrong in shape: a skewed or multi-modal posterior that a simpler law stands "
+    "for. Use a richer family, or particles.",
+}
+
+
+def correctness(tree: xr.DataTree) -> list[Verdict]:
+    """Every verdict on correctness that the results allow."""
+    found = []
+    if "prior_sbc" in tree.children:
+        found += [_decoded(tree)] if "decoded" in tree["prior_sbc"].data_vars else [_calibrated(tree), *_coverage(tree)]
+    if "distance" in tree.children or attribute(tree, "reference_rejected"):
+        found.append(_distance(tree))
+    if "k_hat" in tree["fit_stats"].data_vars:
+        found.append(_correctable(tree))
+    if "predictive" in tree.children:
+        found += _predictions(tree)
+    if "ood" in tree.children:
+        found.append(_unlike(tree))
+    return found
+
+
+def rejected_quantities(tree: xr.DataTree) -> dict[str, list[int]]:
+    """Quantities whose ranks are not uniform, each with the context sizes; family-wise failure rate 1e-3 (Holm)."""
+    group = tree["calibration"].to_dataset()
+    steps, names = group["context_step"].to_numpy(), group["quantity"].to_numpy()
+    rejected = holm(group["p_value"].to_numpy(), ALPHA)
+    return {str(n): steps[rejected[:, q]].tolist() for q, n in enumerate(names) if rejected[:, q].any()}
+
+
+def _calibrated(tree: xr.DataTree) -> Verdict:
+    rejected = rejected_quantities(tree)
+    question = "Is the belief calibrated?"
+    p = tree["calibration"]["p_value"].to_numpy()
+    worst = np.unravel_index(np.nanargmin(p), p.shape)
+    name = str(array(tree, "calibration", "quantity")[worst[1]])
+    step = array(tree, "calibration", "context_step")[worst[0]]
+    found = (
+        f"{p.size} tests of ranks, {p.shape[1]} quantities at {p.shape[0]} context sizes; the worst is {name} after "
+    )
+    found += f"{step} data, p = {p[worst]:.2g}"
+    if not rejected:
+        meaning = "Truths fall in the belief as often as it says, for every quantity, as they would if it were exact."
+        return Verdict(question, "passed", found, meaning)
+    which = "; ".join(f"{name} after {', '.join(map(str, steps))}" for name, steps in rejected.items())
+    return Verdict(question, "failed", f"not uniform: {which} data", f"The belief is {_fault(tree, rejected)}")
+
+
+def _fault(tree: xr.DataTree, rejected: dict[str, list[int]]) -> str:
+    """What is wrong, judged by the z-scores at the context sizes where ranks are rejected."""
+    if not any(name.startswith("z") or name in ("log_q", "tarp") for name in rejected):
+        return _REMEDIES["ignores"]
+    sizes = sorted({step for steps in rejected.values() for step in steps})
+    scores = array(tree, "fit_stats", "z_score")[np.isin(_steps(tree), sizes)]
+    bias = scores.mean(1)
+    width = np.sqrt((scores - scores.mean(1, keepdims=True)).var(1))
+    biased = np.abs(bias).max() > max(0.1, 4 / np.sqrt(scores.shape[1]))
+    typical = float(np.exp(np.log(np.maximum(width, 1e-12)).mean()))
+    worst = float(width.flat[np.abs(np.log(np.maximum(width, 1e-12))).argmax()])
+    reasons = [_REMEDIES["biased"].format(float(np.abs(bias).max()))] if biased else []
+    if abs(np.log(typical)) > 0.05 or abs(np.log(worst)) > 0.2:
+        width_ = worst if abs(np.log(worst)) > 0.2 else typical
+        reasons.append(_REMEDIES["narrow" if width_ > 1 else "wide"].format(width_))
+    if not reasons:
+        marginals = any(name.startswith("z") for name in rejected)
+        reasons.append(_REMEDIES["shape"] if marginals else _REMEDIES["ignores"])
+    return " And ".join(reasons)
+
+
+def _coverage(tree: xr.DataTree) -> list[Verdict]:
+    if "coverage" not in tree["calibration"].data_vars:
+        return []
+    group = tree["calibration"].to_dataset()
+    levels, covered = group["level"].to_numpy(), group["coverage"].to_numpy()
+    worst = np.abs(covered - levels).max()
+    shown = ", ".join(
+        f"{100 * c:.0f} % of the {100 * p:.0f} % regions" for c, p in zip(covered[-1], levels, strict=True)
+    )
+    return [
+        Verdict(
+            "How often do its highest-density regions hold the truth?",
+            "note",
+            f"after {_steps(tree)[-1]} data {shown}; at most {100 * worst:.0f} points off at any context size",
+            "Fewer than the level says: over-confident. More: wider than need be. This alone does not see a belief "
+            "that ignores its data.",
+        )
+    ]
+
+
+def _decoded(tree: xr.DataTree) -> Verdict:
+    rejected = rejected_quantities(tree)
+    p = tree["calibration"]["p_value"].to_numpy()
+    question = "Is what the belief says of the task calibrated?"
+    if not rejected:
+        meaning = "True task parameters fall in the decoded belief as often as it says."
+        return Verdict(question, "passed", f"smallest of {p.size} p-values {np.nanmin(p):.2g}", meaning)
+    which = "; ".join(f"{name} after {', '.join(map(str, steps))}" for name, steps in rejected.items())
+    return Verdict(
+        question,
+        "failed",
+        f"not uniform: {which} data; {_tails(tree)}",
+        "The width of the belief is not that of its errors. An agent that draws from a belief that is too narrow gives "
+        "up exploring too early, one that is too wide goes on for nothing. The weight of the KL term sets the width: a "
+        "larger one widens the belief.",
+    )
+
+
+def _tails(tree: xr.DataTree) -> str:
+    """How often truths lie outside the central 90 % of the decoded belief, where it should be 10 %."""
+    outside = (np.abs(array(tree, "prior_sbc", "decoded")[0] - 0.5) > 0.45).mean((0, 2))
+    steps = array(tree, "prior_sbc", "context_step")
+    shown = np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))
+    return "outside the central 90 %: " + ", ".join(f"{100 * outside[c]:.0f} % after {steps[c]}" for c in shown)
+
+
+def _distance(tree: xr.DataTree) -> Verdict:
+    question = "How far is it from the reference posterior?"
+    refused = attribute(tree, "reference_rejected")
+    if refused:
+        return Verdict(question, "invalid", str(refused), "Nothing is said of the belief: the reference is none.")
+    group, steps = tree["distance"].to_dataset(), _steps(tree)
+    kl = group["kl_reference"].to_numpy().mean(1)
+    if np.isfinite(kl).any():
+        found = "KL in nats " + ", ".join(f"{k:.3g} after {s}" for k, s in zip(kl, steps, strict=True))
+    else:
+        sliced = group["sliced_wasserstein"].to_numpy().mean(1)
+        found = "sliced Wasserstein distance in posterior standard deviations "
+        found += ", ".join(f"{w:.2g} after {s}" for w, s in zip(sliced, steps, strict=True))
+    sd = group["sd_ratio"].to_numpy()
+    ratio = np.exp(np.nanmean(np.log(np.maximum(sd, 1e-12)), axis=(1, 2))) if np.isfinite(sd).any() else None
+    if ratio is not None:
+        found += f" data; standard deviations {ratio[-1]:.2f} times the reference's after {steps[-1]}"
+    return Verdict(question, "note", found, "0 is exact. One standard deviation off in one coordinate is 0.5 nats.")
+
+
+def _correctable(tree: xr.DataTree) -> Verdict:
+    k, draws = array(tree, "fit_stats", "k_hat"), tree["posterior"].sizes["draw"]
+    bad = (k > k_hat_threshold(draws)).mean(1)
+    worst = int(bad.argmax())
+    return Verdict(
+        "Could importance weights correct it?",
+        "note",
+        f"k-hat above {k_hat_threshold(draws):.2f} in {100 * bad[worst]:.0f} % of the tasks after "
+        f"{_steps(tree)[worst]} data, in {100 * bad[-1]:.0f} % after {_steps(tree)[-1]}",
+        "Where k-hat is high, the belief misses mass of the true posterior, which no reweighting of its draws brings "
+        "back.",
+    )
+
+
+def _predictions(tree: xr.DataTree) -> list[Verdict]:
+    group = tree["predictive"].to_dataset()
+    p = p_value(group["pit"].to_numpy()[:, 0])  # one datum per task: those of one task share its belief's error
+    score = dict(zip(group["score"].to_numpy().tolist(), group["value"].to_numpy(), strict=True))
+    shown = ", ".join(f"{name.replace('_', ' ')} {score[name]:.3g}" for name in _SHOWN if name in score)
+    right = not holm(p, ALPHA).any()
+    return [
+        Verdict(
+            "Are its predictions of unseen data calibrated?",
+            "passed" if right else "failed",
+            f"p = {np.min(p):.2g}; {shown}",
+            "New data of a task fall where the belief expects them, as often as it says."
+            if right
+            else "New data of a task do not fall where the belief expects them: averaged over the belief, the model's "
+            "predictions are biased, too narrow or too wide.",
+        )
+    ]
+
+
+def _unlike(tree: xr.DataTree) -> Verdict:
+    group = tree["ood"].to_dataset()
+    parts = [
+        f"{name.replace('_', ' ')} {a:.2f} [{low:.2f}, {high:.2f}]"
+        for name, a, low, high in zip(
+            *(group[n].to_numpy().tolist() for n in ("scored_by", "auroc", "low", "high")), strict=True
+        )
+    ]
+    return Verdict(
+        "Does it notice tasks unlike those it knows?",
+        "note",
+        f"AUROC of out-of-distribution against test tasks: {'; '.join(parts)}",
+        "1 is perfect, 0.5 blind. The spread of a belief is blind where it does not depend on the targets, as in any "
+        "linear-Gaussian model; then only surprise can tell.",
+    )
+
+
+def _steps(tree: xr.DataTree) -> np.ndarray:
+    return array(tree, "posterior", "context_step")

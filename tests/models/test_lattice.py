@@ -1,0 +1,25 @@
+"""The density of a grid by arithmetic is the density by comparison with every centre."""
+
+import torch
+
+from bayesmeta.models.distributions import Cells
+from bayesmeta.models.randomness import torch_seeded
+
+
+def test_lattice_and_comparison_agree():
+    axes = torch.arange(7) * 0.5 - 1, torch.arange(5) * 0.2 + 3
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    cell = torch.tensor([0.5, 0.2])
+    with torch_seeded(0):
+        weights = torch.randn(3, 35)
+        value = points.mean(0) + torch.tensor([1.5, 0.5]) * torch.randn(200, 3, 2)
+    fast, slow = Cells(points.expand(3, -1, -1), weights, cell), Cells(points.repeat(3, 1, 1), weights, cell)
+    torch.testing.assert_close(fast.log_prob(value), slow.log_prob(value))
+    assert fast.log_prob(value).isinf().any() and fast.log_prob(value).isfinite().any()
+    assert fast._on_lattice(value) is not None and slow._on_lattice(value) is None
+
+
+def test_points_in_another_order_are_compared():
+    points = (torch.arange(6.0) * 2).flip(0).unsqueeze(-1)
+    law = Cells(points.expand(2, -1, -1), torch.arange(6.0).expand(2, -1), torch.tensor([2.0]))
+    torch.testing.assert_close(law.log_prob(points[:1].expand(2, 1)), law.log_weights[:, 0] - torch.tensor(2.0).log())
