@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from bayesmeta.models.distributions import Cells
+from bayesmeta.models.cells import Cells
 
 
 @dataclass(frozen=True)

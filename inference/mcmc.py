@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from bayesmeta.inference import chain_statistics
 from bayesmeta.inference.evidence import checked
-from bayesmeta.models.distributions import Cells
+from bayesmeta.models.cells import Cells
 from bayesmeta.models.randomness import torch_seeded
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.types import Context, concat
@@ -132,7 +132,7 @@ class NUTS:
         mcmc = infer.MCMC(
             infer.NUTS(self.model), num_samples=self.draws, warmup_steps=self.warmup, disable_progbar=True
         )
-        with torch_seeded(seed):
+        with torch_seeded(seed), torch.enable_grad():
             mcmc.run(data)
         divergences = mcmc.diagnostics()["divergences"]["chain 0"]
         return mcmc.get_samples()["z"].squeeze(-2), len(divergences)

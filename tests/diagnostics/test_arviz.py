@@ -3,13 +3,18 @@
 from importlib.metadata import version
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib import pyplot
-from pyro.infer import MCMC
+from pyro.infer import MCMC, SVI, Trace_ELBO
 from pyro.infer import NUTS as PyroNUTS
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim import Adam
 
-from bayesmeta.diagnostics.arviz import to_arviz
+from bayesmeta.diagnostics import check
+from bayesmeta.diagnostics.arviz import summary, to_arviz
 from bayesmeta.diagnostics.results import array, at, save
 
 NEW = int(version("arviz").split(".")[0]) >= 1
@@ -100,6 +105,59 @@ def test_a_pyro_mcmc_of_ones_own(gaussian):
     assert "r_hat" in arviz.summary(data).columns
 
 
+def test_a_pyro_svi_of_ones_own(gaussian):
+    """Its guide's draws, by name: the moments of an AutoNormal's, and no R-hat in the summary."""
+    _, _, context, _ = gaussian
+
+    def line(data):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("datum", data.y.numel()):
+            mean = (data.x.reshape(-1, 2) @ weight.unsqueeze(-1)).reshape(-1)
+            pyro.sample("y", dist.Normal(mean, 0.5), obs=data.y.reshape(-1))
+
+    few = type(context)(context.x[:1], context.y[:1], context.mask[:1])
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        guide = AutoNormal(line)
+        svi = SVI(line, guide, Adam({"lr": 0.02}), Trace_ELBO())
+        for _ in range(20):
+            svi.step(few)
+        before = torch.random.get_rng_state()
+        data = to_arviz(svi, few, draws=4000)
+        table = summary(svi, few, draws=4000)
+        assert torch.equal(before, torch.random.get_rng_state())
+        mean, sd = (value.detach().numpy() for value in guide._get_loc_and_scale("weight"))
+    assert data["posterior"]["weight"].dims == ("chain", "draw", "weight_dim_0")
+    drawn = data["posterior"]["weight"].values[0]
+    assert drawn.shape == (4000, 2) and (np.abs(drawn.mean(0) - mean) < 4 * sd / np.sqrt(4000)).all()
+    np.testing.assert_allclose(drawn.std(0), sd, rtol=0.1)
+    assert "r_hat" not in table.columns and data.attrs["inference_kind"] == "vi"
+
+
+def test_summary_shows_r_hat_for_chains_only(trial, opened):
+    coordinates = {"context_step": [16], **SOME}
+    table = summary(opened[0], coords=coordinates)
+    assert len(table) == 4 and not {"r_hat", "ess_bulk"} & set(table.columns)
+    chains = trial[2].copy()
+    chains.attrs = {**chains.attrs, "inference_kind": "mcmc"}
+    assert "r_hat" in summary(chains, coords=coordinates).columns
+
+
+def test_calibration_plots_work_on_the_file_of_a_check(gaussian, tmp_path):
+    """ArviZ's own PIT plot finds the group and its values in [0, 1]; on 0.23, which has none, the arrays are there."""
+    import arviz
+
+    family = gaussian[0]
+    found = check(family.exact, family, sizes=(1, 5), tasks=60, draws=49, queries=3)
+    data = arviz.from_netcdf(str(found.save(tmp_path)[0]))
+    values = data["prior_sbc"]["z"].values
+    assert values.shape == (1, 60, 3, 2) and 0 <= values.min() <= values.max() <= 1
+    if NEW:
+        arviz.plot_ecdf_pit(to_arviz(at(found.tree, 5)), group="prior_sbc")
+        arviz.plot_ecdf_pit(to_arviz(at(found.tree, 5)), group="prior_sbc", coverage=True)
+    assert len(arviz.summary(data, kind="stats", coords={"context_step": [5], **SOME})) == 4
+
+
 def test_anything_else_is_refused():
-    with pytest.raises(TypeError, match=r"a results file's path, a results tree or a pyro\.infer\.MCMC, got dict"):
+    with pytest.raises(TypeError, match=r"a pyro\.infer\.MCMC or a pyro\.infer\.SVI, got dict"):
         to_arviz({})

@@ -16,7 +16,7 @@ from bayesmeta.diagnostics.distances import (
     reference_kl,
     sliced_wasserstein,
 )
-from bayesmeta.models.distributions import Cells
+from bayesmeta.models.cells import Cells
 from bayesmeta.models.randomness import torch_seeded
 
 

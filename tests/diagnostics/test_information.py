@@ -23,7 +23,7 @@ from bayesmeta.diagnostics.information import (
 from bayesmeta.inference.beliefs import FullGaussian, Point
 from bayesmeta.inference.conjugate import ConjugateGaussian
 from bayesmeta.inference.grid import grid
-from bayesmeta.models.distributions import Cells
+from bayesmeta.models.cells import Cells
 from bayesmeta.models.linear_gaussian import LinearGaussianModel
 from bayesmeta.models.randomness import torch_seeded
 from bayesmeta.types import Context

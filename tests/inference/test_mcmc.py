@@ -99,6 +99,14 @@ def test_data_in_pieces_are_run_on_together() -> None:
     assert torch.equal(pieces.data.y, whole.data.y)
 
 
+def test_chains_take_their_gradients_where_none_are_recorded() -> None:
+    family = NormalNormal()
+    nuts = sampler(family, draws=10, warmup=5)
+    with torch.no_grad():
+        chains = draw(nuts, nuts.init(1), data_of(family, 1, 3))
+    assert not chains.draws.requires_grad and chains.draws.std() > 0
+
+
 def test_short_chains_are_no_reference() -> None:
     family = NormalNormal()
     nuts = sampler(family, draws=8, warmup=4)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution, kl_divergence
 
-from bayesmeta.models.distributions import Cells, OneRow, TanhNormal, tanh_log_det
+from bayesmeta.models.cells import Cells
+from bayesmeta.models.distributions import OneRow, TanhNormal, tanh_log_det
 
 
 def test_tanh_normal_density_is_the_change_of_variables():
