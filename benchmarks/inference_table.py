@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.inference_table [name ...]
 
 A row per pair: the smallest p-value of the joint log-likelihood's ranks and of any coordinate's over context sizes, the
-largest error of expected coverage at 50, 80 and 95 %, KL(exact || belief) in nats (of chains, after 10 data, the sliced
-Wasserstein distance in posterior standard deviations, where 199 exact draws are 0.17 from 199 others), contraction after
-10 data, microseconds per task for 50 data (10 for chains), seconds for the whole check, and the verdict on calibration
-at the family-wise rate of 1e-3. Encoders are trained here first. Names choose rows; without any, all but those of NUTS, which take minutes each (``nuts`` chooses them).
+largest error of expected coverage at 50, 80 and 95 %, KL(exact || belief) in nats, contraction after 10 data, seconds
+per task for all data, seconds for the whole check, and the verdict on calibration at the family-wise rate of 1e-3. Of
+chains, after 10 data, the sliced Wasserstein distance in posterior standard deviations stands for the KL; 199 exact
+draws are about 0.17 from 199 others. Encoders are trained here first. Names choose rows; without any, all but those of
+NUTS, which take minutes each (``nuts`` chooses them).
 """
 
 import sys
