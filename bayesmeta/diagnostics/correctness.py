@@ -70,24 +70,22 @@ def _calibrated(tree: xr.DataTree) -> Verdict:
 
 
 def _fault(tree: xr.DataTree, rejected: dict[str, list[int]]) -> str:
-    """What is wrong, judged by the z-scores at the context sizes where ranks are rejected."""
-    if not any(name.startswith("z") or name in ("log_q", "tarp") for name in rejected):
-        return _REMEDIES["ignores"]
+    """What is wrong, judged by the z-scores at the context sizes where ranks are rejected, beyond their own noise."""
     sizes = sorted({step for steps in rejected.values() for step in steps})
     scores = array(tree, "fit_stats", "z_score")[np.isin(_steps(tree), sizes)]
-    bias = scores.mean(1)
-    width = np.sqrt((scores - scores.mean(1, keepdims=True)).var(1))
-    biased = np.abs(bias).max() > max(0.1, 4 / np.sqrt(scores.shape[1]))
-    typical = float(np.exp(np.log(np.maximum(width, 1e-12)).mean()))
-    worst = float(width.flat[np.abs(np.log(np.maximum(width, 1e-12))).argmax()])
-    reasons = [_REMEDIES["biased"].format(float(np.abs(bias).max()))] if biased else []
-    if abs(np.log(typical)) > 0.05 or abs(np.log(worst)) > 0.2:
-        width_ = worst if abs(np.log(worst)) > 0.2 else typical
-        reasons.append(_REMEDIES["narrow" if width_ > 1 else "wide"].format(width_))
+    tasks = scores.shape[1]
+    bias = np.abs(scores.mean(1)).max()
+    widths = np.log(np.maximum(scores.std(1), 1e-12))
+    width = widths.flat[np.abs(widths).argmax()]
+    reasons = []
+    if bias > max(0.1, 4 / np.sqrt(tasks)):
+        reasons.append(_REMEDIES["biased"].format(bias))
+    if abs(width) > max(0.05, 4 / np.sqrt(2 * tasks)):
+        reasons.append(_REMEDIES["narrow" if width > 0 else "wide"].format(np.exp(width)))
     if not reasons:
-        marginals = any(name.startswith("z") for name in rejected)
-        reasons.append(_REMEDIES["shape"] if marginals else _REMEDIES["ignores"])
-    return " And ".join(reasons)
+        coordinates = any(name.startswith("z") for name in rejected)
+        reasons.append(_REMEDIES["shape" if coordinates else "ignores"])
+    return " It is also ".join(reasons)
 
 
 def _coverage(tree: xr.DataTree) -> list[Verdict]:

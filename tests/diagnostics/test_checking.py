@@ -1,5 +1,7 @@
 """`check` as a user calls it: any procedure, a Pyro guide, a model of one's own."""
 
+import re
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -58,6 +60,31 @@ def test_a_guide_written_by_hand_is_checked_as_it_is():
         v for v in wrong.verdicts if v.outcome == "failed" and "calibrated?" in v.question and "belief" in v.question
     ]
     assert "too narrow" in failed.meaning and not wrong.passed
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda d: (d.posterior.mean, 2.0 * d.posterior.stddev), r"too wide: .* 0\.[45]"),
+        (lambda d: (d.posterior.mean + 0.8 * d.posterior.stddev, d.posterior.stddev), r"biased, by 0\.[78]"),
+        (lambda d: (torch.zeros_like(d.posterior.mean), torch.ones_like(d.posterior.stddev)), "ignores the data"),
+    ],
+    ids=["wide", "biased", "prior"],
+)
+def test_the_verdict_says_what_is_wrong(wrong, words):
+    def faulty(data: Context) -> torch.Tensor:
+        mean, sd = wrong(FAMILY.exact.update(FAMILY.exact.init(data.batch), data))
+        with pyro.plate("task", data.batch, dim=-2):
+            return pyro.sample("z", dist.Normal(mean.unsqueeze(1), sd.unsqueeze(1)).to_event(1))
+
+    found = check(faulty, FAMILY, **SMALL)
+    (verdict,) = [v for v in found.verdicts if v.question == "Is the belief calibrated?"]
+    assert verdict.outcome == "failed" and re.search(words, verdict.meaning), verdict.meaning
+
+
+def test_predictions_can_be_left_out():
+    found = check(FAMILY.exact, FAMILY, **{**SMALL, "queries": 0})
+    assert not {"predictive", "ood"} & set(found.tree.children) and found.passed
 
 
 def test_the_guide_of_an_inference_procedure_is_the_procedure():

@@ -233,3 +233,23 @@ def test_undefined_information_is_a_note(gaussian, unpainted):
     tree["fit_stats"] = stats
     assert verdicts(tree)[0].outcome == "note"
     assert "dimensions active" not in report(tree)
+
+
+def test_regret_against_agents_that_infer_exactly(trial):
+    """The Bayes-optimal agent cannot be beaten: whoever does has been told something."""
+    tree = trial[2].copy()
+    group = tree["trajectory"].to_dataset()
+    returns = group["return"].to_numpy()
+    for better, outcome in ((5.0, "note"), (-5.0, "failed")):
+        tree["trajectory"] = group.assign(reference_bayes_optimal=(("task", "episode"), returns + better / 2))
+        (verdict,) = [v for v in verdicts(tree) if "Bayes-optimal" in v.question]
+        assert verdict.outcome == outcome and f"regret of the whole trial {better:.3g} [" in verdict.found
+    (against,) = [v for v in verdicts(trial[2]) if "posterior sampling" in v.question]
+    regret = (array(trial[2], "trajectory", "reference_thompson") - group["return"].to_numpy()).sum(1).mean()
+    assert against.outcome == "note" and f"{regret:.3g} [" in against.found
+
+
+def test_reference_by_episode_is_a_line(trial):
+    (axes,) = figures.adaptation(trial[2]).axes
+    expected = array(trial[2], "trajectory", "reference_thompson").mean(0)
+    np.testing.assert_allclose(lines(axes)["exact posterior sampling"], expected)
