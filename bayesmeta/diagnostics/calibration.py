@@ -44,8 +44,12 @@ def ranks(
     ``z [.., latent_dim]``, ``log_q`` where the belief has a density, ``log_likelihood`` where there is a ``model``,
     ``tarp``, and every one of ``quantities``: functions of ``z [*S, B, D]`` and the data that give ``[*S, B]``. After
     no data the log-likelihood is constant and its ranks are pure randomisation. The global random state is used for
-    draws of the model's prior; ties are broken by ``seed``.
+    draws of the model's prior; ties are broken by ``seed``. Raises ValueError for a quantity with one of these names,
+    or of a wrong shape.
     """
+    taken = {"z", "tarp", "log_q", "log_likelihood"} & set(quantities or {})
+    if taken:
+        raise ValueError(f"quantities: expected names other than the library's own, got {', '.join(sorted(taken))}")
     random = np.random.default_rng(seed)
     z = array(tree, "posterior", "z")[0]  # [L, C, B, D]
     steps = array(tree, "posterior", "context_step").tolist()

@@ -70,6 +70,8 @@ def test_shapes_of_quantities_are_checked(ranked):
     _, context, truth, tree, _ = ranked
     with pytest.raises(ValueError, match=r"quantity 'norm': expected one number per task and draw, \[300\] at the"):
         ranks(tree, context, truth, quantities={"norm": lambda z, data: z})
+    with pytest.raises(ValueError, match="expected names other than the library's own, got tarp, z"):
+        ranks(tree, context, truth, quantities={"tarp": lambda z, data: z.sum(-1), "z": lambda z, data: z.sum(-1)})
 
 
 def test_expected_coverage_counts_truths_above_the_density():
