@@ -1,5 +1,6 @@
 """The benchmarks run, and what they compare with does what it says."""
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from torch.nn.utils import parameters_to_vector
 
 from bayesmeta.inference.product import ProductOfGaussians
 from bayesmeta.types import Context
-from benchmarks import collect, memory, pearl_update
+from benchmarks import collect, inference_table, memory, pearl_update
 from benchmarks._agents import Updates, agent
 from benchmarks._flops import executed
 from benchmarks._looped_pearl import LoopedPEARL
@@ -156,3 +157,21 @@ def test_a_stopwatch_gives_each_piece_its_own_time_and_lets_go():
 
 def test_native_bf16_names_instructions_of_this_cpu():
     assert set(native_bf16()) <= {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def test_inference_table_has_a_row_for_every_pair(capsys):
+    names = {label.split(":")[0] for label in inference_table.rows()}
+    assert names == set(inference_table.FAMILIES)
+    inference_table.main(["normal_normal: exact"])
+    header, _, row = capsys.readouterr().out.strip().split("\n")
+    assert row.startswith("| normal_normal: exact |") and row.endswith("| passed |")
+    assert header.count("|") == row.count("|")
+
+
+def test_inference_table_measures_chains_by_their_draws():
+    """The exact posterior under the label of chains: at the distance of two sets of draws, and as wide as itself."""
+    family = inference_table.FAMILIES["normal_normal"]
+    options = {"tasks": 20, "sizes": (10,), "queries": 0}
+    row = inference_table.row("normal_normal: nuts", "normal_normal", lambda: family.exact, options)
+    found = re.search(r"W (0\.\d+), sd ratio (\d\.\d+)", row)
+    assert found and 0.05 < float(found[1]) < 0.25 and float(found[2]) == 1.0
