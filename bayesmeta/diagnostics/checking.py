@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bayesmeta.diagnostics.calibration import Quantity, calibration, ranks
 from bayesmeta.diagnostics.export import results_from
 from bayesmeta.diagnostics.held_out import ood_auroc
-from bayesmeta.diagnostics.predictive import Predictive, predict, predictive_scores
+from bayesmeta.diagnostics.predictive import Predictive, class_reliability, predict, predictive_scores
 from bayesmeta.diagnostics.report import write_report
 from bayesmeta.diagnostics.results import array, save
 from bayesmeta.diagnostics.scores import Auroc
@@ -154,8 +154,13 @@ def _predictive(predicted: Predictive, tree: xr.DataTree, seed: int) -> xr.Datas
     """
     found = predictive_scores(predicted)
     ranked = pit(predicted.y.cpu().numpy(), predicted.draws.cpu().numpy(), np.random.default_rng(seed))
+    observed = {}
+    if predicted.classes is not None:
+        frequencies = class_reliability(predicted)
+        observed = {name: ("bin", getattr(frequencies, name)) for name in ("confidence", "accuracy", "count")}
     return xr.Dataset(
         {
+            **observed,
             "value": ("score", np.array([score.value for score in found.values()])),
             "by_task": (("score", "task"), np.stack([score.tasks for score in found.values()])),
             "pit": (("task", "query", "target"), ranked),

@@ -118,6 +118,20 @@ def predictions(tree: xr.DataTree) -> Figure:
     return figure
 
 
+def reliability(tree: xr.DataTree) -> Figure:
+    """How often what the predictive claims of classes comes true; the area of a dot is its number of data."""
+    group = tree["predictive"].to_dataset()
+    confidence, accuracy, count = (group[name].to_numpy() for name in ("confidence", "accuracy", "count"))
+    figure, axes = panel()
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, label="calibrated")
+    seen = count > 0
+    axes.plot(confidence[seen], accuracy[seen], color=LEARNED, linewidth=1.3)
+    axes.scatter(confidence[seen], accuracy[seen], s=10 + 200 * count[seen] / count.max(), color=LEARNED, alpha=0.75)
+    axes.set(xlabel="predicted probability", ylabel="share that came true", title="Reliability of predicted classes")
+    axes.legend(loc="upper left")
+    return figure
+
+
 def information(tree: xr.DataTree) -> Figure:
     """Nats that the belief tells of which task it is about, and the ceiling, the logarithm of their number."""
     steps = array(tree, "posterior", "context_step").tolist()

@@ -252,6 +252,19 @@ def _class_scores(predictive: Predictive, mask: np.ndarray) -> tuple[dict[str, n
     }
 
 
+def class_reliability(predictive: Predictive) -> scores.Reliability:
+    """Claimed against observed frequencies of all class-valued variables together, in bins of equal width.
+
+    Two classes are one event, that of class 1. Raises ValueError where the targets are numbers.
+    """
+    if predictive.classes is None:
+        raise ValueError("class_reliability: expected class-valued targets, got numbers; look at the PIT instead")
+    mask = _array(predictive.mask)
+    p, labels = _array(predictive.classes.probabilities)[mask], _array(predictive.classes.labels)[mask]
+    p = p[..., 1] if p.shape[-1] == 2 else p
+    return scores.reliability(p.reshape(-1, *p.shape[2:]), labels.reshape(-1))
+
+
 def epistemic_score(predictive: Predictive) -> Float[Tensor, "B N"]:
     """Variance of the components' means or, of classes, mutual information, summed over coordinates."""
     classes = predictive.classes

@@ -177,6 +177,15 @@ def _correctness(tree: xr.DataTree) -> list[Panel]:
                 "bowl one too narrow, a slope a bias.",
             )
         )
+        if "confidence" in tree["predictive"].data_vars:
+            accuracy = array(tree, "predictive", "accuracy")
+            panels.append(
+                Panel(
+                    lambda: correctness_figures.reliability(tree),
+                    f"Share of predictions that came true, by predicted probability: {numbers(accuracy)}.",
+                    "How often what is predicted with a probability comes true.",
+                )
+            )
     return panels
 
 

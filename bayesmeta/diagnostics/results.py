@@ -18,6 +18,7 @@ group              variables                                           dimension
 ``distance``       ``kl_reference sliced_wasserstein``                 context_step task
 ..                 ``mean_error sd_ratio``                             context_step task latent_dim
 ``predictive``     ``value``; ``by_task``; ``pit`` of unseen data      score; score task; task query target
+..                 ``confidence accuracy count`` of classes            bin
 ``ood``            ``auroc low high`` of out-of-distribution tasks     scored_by
 ``decoded exact``  ``mean``, ``sd`` of the task parameters             context_step task param
 ``trajectory``     ``return latent``                                   task episode (read_dim)
@@ -78,7 +79,10 @@ DIMS: dict[str, dict[str, tuple[str, ...]]] = {
         "coverage": ("context_step", "level"),
     },
     "constant_data": {"x": ("obs", "x_dim"), "task_of_obs": ("obs",), "step_of_obs": ("obs",)},
-    "predictive": {"value": ("score",), "by_task": ("score", "task"), "pit": ("task", "query", "target")},
+    "predictive": {
+        **{"value": ("score",), "by_task": ("score", "task"), "pit": ("task", "query", "target")},
+        **dict.fromkeys(("confidence", "accuracy", "count"), ("bin",)),
+    },
     "ood": dict.fromkeys(("auroc", "low", "high"), ("scored_by",)),
     "decoded": {"mean": _PER_PARAM},
     "exact": {"mean": _PER_PARAM, "sd": _PER_PARAM},

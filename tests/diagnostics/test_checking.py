@@ -2,18 +2,20 @@
 
 import re
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from bayesmeta.diagnostics import check, load
+from bayesmeta.diagnostics import check, correctness_figures, load
 from bayesmeta.inference.conjugate import ConjugateGaussian
 from bayesmeta.inference.guides import FromGuide
 from bayesmeta.inference.mcmc import Chains, ReferenceRejected
 from bayesmeta.models.distributions import without_row
 from bayesmeta.models.task_model import TaskModel
+from bayesmeta.tasks.bernoulli_bandit import BernoulliBandit
 from bayesmeta.tasks.linear_gaussian import LinearGaussian
 from bayesmeta.tasks.model_family import ModelFamily
 from bayesmeta.tasks.normal_normal import NormalNormal
@@ -80,6 +82,19 @@ def test_the_verdict_says_what_is_wrong(wrong, words):
     found = check(faulty, FAMILY, **SMALL)
     (verdict,) = [v for v in found.verdicts if v.question == "Is the belief calibrated?"]
     assert verdict.outcome == "failed" and re.search(words, verdict.meaning), verdict.meaning
+
+
+def test_reliability_of_classes_is_in_the_file_and_in_the_report():
+    family = BernoulliBandit(arms=2)
+    found = check(family.exact, family, **{**SMALL, "queries": 40})
+    group = found.tree["predictive"].to_dataset()
+    count = group["count"].to_numpy()
+    assert count.sum() == SMALL["tasks"] * 40
+    error = np.nansum(count * np.abs(group["accuracy"] - group["confidence"])) / count.sum()
+    assert error == pytest.approx(float(group["value"].sel(score="ece")), abs=1e-6)
+    (axes,) = correctness_figures.reliability(found.tree).axes
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), group["accuracy"].to_numpy()[count > 0])
+    assert "confidence" not in check(FAMILY.exact, FAMILY, **SMALL).tree["predictive"].data_vars
 
 
 def test_predictions_can_be_left_out():
