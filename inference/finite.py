@@ -10,7 +10,7 @@ from bayesmeta.inference.beliefs import Weighted
 from bayesmeta.inference.evidence import checked, prefix_sums
 from bayesmeta.types import Context
 
-# Likelihoods are evaluated for so many (hypothesis, task, datum) triples at a time: 1 MiB in fp32, which stays in cache.
+# Likelihoods are evaluated for so many (hypothesis, task, datum) triples at a time: 1 MiB in fp32 stays in cache.
 _EVALUATIONS = 1 << 18
 
 

@@ -141,7 +141,7 @@ def _distance(tree: xr.DataTree) -> Verdict:
         return Verdict(question, "invalid", str(refused), "Nothing is said of the belief: the reference is none.")
     group, steps = tree["distance"].to_dataset(), _steps(tree)
     kl = group["kl_reference"].to_numpy().mean(1)
-    if np.isfinite(kl).any():
+    if np.isfinite(kl).all():
         found = "KL in nats " + ", ".join(f"{k:.3g} after {s}" for k, s in zip(kl, steps, strict=True))
     else:
         sliced = group["sliced_wasserstein"].to_numpy().mean(1)

@@ -138,7 +138,9 @@ class _Beliefs:
         truth = None if self.truth is None else self.truth[rows]
         prior = self.inference.init(part.batch).posterior
         at_sizes = [self._at(part.rows(0, size), prior, truth) for size in self.sizes]
-        stacked = {name: torch.stack([row[name] for row in at_sizes], _task_axis(name) - 1) for name in at_sizes[0]}
+        # Some are defined at some sizes only: a prior may have a density where the particles that follow have none.
+        names = [name for name in at_sizes[0] if all(name in row for row in at_sizes)]
+        stacked = {name: torch.stack([row[name] for row in at_sizes], _task_axis(name) - 1) for name in names}
         stacked["prior"] = prior.sample(torch.Size((self.draws,)))
         return {name: _array(value) for name, value in stacked.items()}
 

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
+from bayesmeta.diagnostics.distances import is_discrete
 from bayesmeta.models.cells import Cells
 
 ACTIVE_NATS = 0.01
@@ -36,10 +37,13 @@ def total_kl(posterior: Distribution, prior: Distribution, draws: Float[Tensor, 
 
     NaN where either has no density, so that the divergence is not defined: point masses and particles.
     """
+    undefined = draws.new_full(draws.shape[1:2], torch.nan)
     if isinstance(posterior, Cells) and isinstance(prior, Cells):
         if not torch.equal(posterior.points, prior.points):
-            return draws.new_full(draws.shape[1:2], torch.nan)
+            return undefined
         return _discrete_kl(posterior.log_weights, prior.log_weights)
+    if is_discrete(posterior) != is_discrete(prior):
+        return undefined
     try:
         return kl_divergence(posterior, prior)
     except NotImplementedError:

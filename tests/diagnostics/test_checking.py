@@ -10,6 +10,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from bayesmeta.diagnostics import check, correctness_figures, load
+from bayesmeta.inference.beliefs import Weighted
 from bayesmeta.inference.conjugate import ConjugateGaussian
 from bayesmeta.inference.guides import FromGuide
 from bayesmeta.inference.mcmc import Chains, ReferenceRejected
@@ -95,6 +96,26 @@ def test_reliability_of_classes_is_in_the_file_and_in_the_report():
     (axes,) = correctness_figures.reliability(found.tree).axes
     np.testing.assert_allclose(axes.lines[1].get_ydata(), group["accuracy"].to_numpy()[count > 0])
     assert "confidence" not in check(FAMILY.exact, FAMILY, **SMALL).tree["predictive"].data_vars
+
+
+class Particles:
+    """Draws of the exact posterior in its place; the prior before any data."""
+
+    def init(self, batch):
+        return FAMILY.exact.init(batch)
+
+    def update(self, belief, data):
+        points = FAMILY.exact.update(belief, data).posterior.sample((500,)).transpose(0, 1)
+        return Weighted(points, torch.zeros(points.shape[:2]), torch.zeros(1))
+
+
+def test_particles_are_ranked_without_a_density():
+    """No coverage, no k-hat, no KL: ranks of coordinates and likelihood, and the sliced Wasserstein distance."""
+    found = check(Particles(), FAMILY, **SMALL)
+    assert found.passed, str(found)
+    assert "log_q" not in found.tree["prior_sbc"].data_vars and "k_hat" not in found.tree["fit_stats"].data_vars
+    assert found.tree["distance"]["kl_reference"].sel(context_step=5).isnull().all()
+    assert "sliced Wasserstein distance" in str(found)
 
 
 def test_predictions_can_be_left_out():
