@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bayesmeta.diagnostics.calibration import Quantity, calibration, ranks
 from bayesmeta.diagnostics.export import results_from
-from bayesmeta.diagnostics.held_out import ood_auroc
+from bayesmeta.diagnostics.held_out import KnowsModel, ood_auroc
 from bayesmeta.diagnostics.predictive import Predictive, class_reliability, predict, predictive_scores
 from bayesmeta.diagnostics.report import write_report
 from bayesmeta.diagnostics.results import array, save
@@ -82,7 +82,8 @@ def check(
     terminal. Everything follows from ``seed``; the global random state is left as it was. Raises ValueError where the
     family has no model or the latent is not its parameters.
     """
-    model = model or getattr(family, "model", None)
+    if model is None and isinstance(family, KnowsModel):
+        model = family.model
     if not isinstance(model, TaskModel):
         raise ValueError(
             f"check: expected a family with a TaskModel as its `model`, or one as model=..., got "

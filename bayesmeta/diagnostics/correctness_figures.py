@@ -5,6 +5,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from bayesmeta.diagnostics.calibration import quantities_of
+from bayesmeta.diagnostics.decoding import decoder
 from bayesmeta.diagnostics.intervals import bootstrap_interval
 from bayesmeta.diagnostics.plotting import (
     COLOURS,
@@ -156,8 +157,6 @@ def belief_over_time(tree: xr.DataTree, tasks: int = 4) -> Figure:
     names, truth = parameters(tree)
     z = array(tree, "posterior", "z")[0]  # [L, C, B, D]
     if "decoded" in tree.children:
-        from bayesmeta.diagnostics.decoding import decoder
-
         decode = decoder(tree)
         z = decode(z[:, :, :tasks].reshape(-1, z.shape[-1]).astype(float)).reshape(*z.shape[:2], -1, truth.shape[1])
     rows = min(2, len(names))

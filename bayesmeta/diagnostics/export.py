@@ -145,7 +145,7 @@ class _Beliefs:
         return {name: _array(value) for name, value in stacked.items()}
 
     def _at(self, prefix: Context, prior: Distribution, truth: Tensor | None) -> dict[str, Tensor]:
-        posterior = _posterior(self.inference, prefix)
+        posterior = posterior_after(self.inference, prefix)
         z = posterior.sample(torch.Size((self.draws,)))
         log_q = torch.cat([posterior.log_prob(part) for part in z.split(_draws_at_once(posterior))])
         found = {
@@ -169,15 +169,16 @@ class _Beliefs:
             if dense:
                 found["log_q_true"] = posterior.log_prob(truth)
         if self.reference is not None:
-            exact = _posterior(self.reference, prefix)
+            exact = posterior_after(self.reference, prefix)
             found["reference"] = exact.sample(torch.Size((self.draws,)))
             found |= distances(posterior, exact, z, found["reference"])
         return found
 
 
-def _posterior(inference: Inference, prefix: Context) -> Distribution:
-    belief = inference.init(prefix.batch)
-    return (inference.update(belief, prefix) if prefix.size else belief).posterior
+def posterior_after(inference: Inference, data: Context) -> Distribution:
+    """What a procedure believes after some data: its prior where there is none, which not every ``update`` takes."""
+    belief = inference.init(data.batch)
+    return (inference.update(belief, data) if data.size else belief).posterior
 
 
 def _belief_groups(context: Context, beliefs: _Beliefs) -> dict[str, xr.Dataset]:

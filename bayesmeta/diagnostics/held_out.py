@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmeta.diagnostics import scores
+from bayesmeta.diagnostics.export import posterior_after
 from bayesmeta.diagnostics.predictive import Predictive, epistemic_score, predict
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.train import derived_seed, seeded
@@ -116,6 +117,5 @@ def _predict_after(
     inference: Inference, context: Context, model: TaskModel, query: Context, draws: int, seed: int
 ) -> Predictive:
     with seeded(seed):  # a procedure may draw numbers, too
-        belief = inference.init(context.batch)
-        belief = inference.update(belief, context) if context.size else belief
-    return predict(belief, model, query, draws=draws, seed=derived_seed(seed, "predictive draws"))
+        posterior = posterior_after(inference, context)
+    return predict(posterior, model, query, draws=draws, seed=derived_seed(seed, "predictive draws"))

@@ -11,7 +11,7 @@ from bayesmeta.collect import Rollout
 from bayesmeta.diagnostics import results
 from bayesmeta.diagnostics.calibration import calibration
 from bayesmeta.diagnostics.decoding import FOLDS, decode, decoded_ranks, exact_curve
-from bayesmeta.diagnostics.export import results_from
+from bayesmeta.diagnostics.export import posterior_after, results_from
 from bayesmeta.diagnostics.information import mixture_information
 from bayesmeta.diagnostics.report import write_report
 from bayesmeta.diagnostics.results import array
@@ -131,7 +131,5 @@ def _information(algorithm: Algorithm, context: Context, tree: xr.DataTree, seed
     found = []
     with seeded(derived_seed(seed, "diagnostics information")):
         for step in array(tree, "posterior", "context_step").tolist():
-            belief = algorithm.inference.init(context.batch)
-            belief = algorithm.inference.update(belief, context.rows(0, step)) if step else belief
-            found.append(mixture_information(belief.posterior))
+            found.append(mixture_information(posterior_after(algorithm.inference, context.rows(0, step))))
     return ("context_step", "task"), torch.stack(found).cpu().numpy()

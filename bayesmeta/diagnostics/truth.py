@@ -58,8 +58,7 @@ def reference_returns(family: TaskFamily, params: Tensor, *, episodes: int, seed
     policy given the goal, which is what an agent that samples z and has learned everything else would get.
     """
     found = family.reference_returns(params) if isinstance(family, KnowsReturns) else {}
-    exact = exact_posterior(family, cells=_THOMPSON_CELLS)
-    if isinstance(family, PointGoal) and exact is not None:
+    if isinstance(family, PointGoal) and (exact := exact_posterior(family, cells=_THOMPSON_CELLS)) is not None:
         explorer = Explorer(lambda obs, goal: Delta(family.oracle_action(obs, goal), event_dim=1))
         with seeded(seed):
             trial = collect(family.env(params.cpu()), explorer, exact, family.spec, episodes=episodes, seed=seed)

@@ -75,6 +75,12 @@ GLOSSARY = {
     "RMSE": "Root mean squared distance between the predicted and the true parameters, in their own units.",
     "Exact posterior": "Bayes' rule with the family's true model on the same data. Its mean has the lowest RMSE there "
     "is; for a simulator without noise it is the limit up to the resolution of the grid.",
+    "Calibrated": "True values fall where the belief says, as often as it says. Their ranks among draws of the belief "
+    "(PIT) are then uniform on [0, 1]; gates fail for 1 calibrated belief in 1,000.",
+    "Log likelihood, log q, tarp": "What is ranked beside the latent's coordinates: how probable the data are, how "
+    "dense the belief is, and how far it is from a point chosen by the data. Each sees what coordinates alone cannot.",
+    "k-hat": "How heavy the tail of the importance weights from the belief to the true posterior is: below about 0.6 "
+    "they can correct it, above 1 they have no mean.",
     "Prior, posterior": "What is believed of the latent before any data and after. A posterior far from its prior, and "
     "different for different tasks, is what adaptation looks like.",
 }
