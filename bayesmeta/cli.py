@@ -142,7 +142,9 @@ def train_job(job: Job) -> None:
     summary = train_run(config, run_dir)
     print(f"done: {summary.iteration} iterations, {summary.cpu_seconds:.0f} s of CPU, {summary.wall_seconds:.0f} s")
     if summary.returns:
-        print("test return by adaptation episode: " + " ".join(f"{value:.4g}" for value in summary.returns))
+        from bayesmeta.logging import described
+
+        print(f"test {described(summary.returns, summary.stages)}")
 
 
 def evaluate_job(job: Job) -> None:

@@ -117,12 +117,12 @@ class RunLog:
         if self._board:
             self._board.write(iteration, {f"train/{name}": value for name, value in metrics.items()})
 
-    def returns(self, iteration: int, mean: Sequence[float], error: Sequence[float]) -> None:
-        """One evaluation: mean and standard error over tasks of each episode's return."""
+    def returns(self, iteration: int, mean: Sequence[float], error: Sequence[float], stages: Sequence[str]) -> None:
+        """One evaluation: mean and standard error over tasks of the score at each stage of adaptation."""
         if self._returns:
             self._returns.write({"iteration": iteration, "returns": list(mean), "standard_error": list(error)})
         if self._board:
-            self._board.write(iteration, {f"test/return_episode_{k + 1}": value for k, value in enumerate(mean)})
+            self._board.write(iteration, {f"test/{s}": value for s, value in zip(stages, mean, strict=True)})
 
     def sync(self) -> None:
         """Make the lines written so far durable: before the checkpoint that relies on them."""
@@ -158,9 +158,9 @@ class Progress:
             left = elapsed / (iteration - self._start) * (self._total - iteration)
             print(f"iteration {iteration}/{self._total}: {text} ({_clock(left)} left)", flush=True)
 
-    def returns(self, iteration: int, returns: Sequence[float]) -> None:
-        """An evaluation: the mean return of each adaptation episode."""
-        self.say(f"iteration {iteration}: test return by episode " + " ".join(f"{r:.4g}" for r in returns))
+    def returns(self, iteration: int, returns: Sequence[float], stages: Sequence[str]) -> None:
+        """An evaluation: the mean score at each stage of adaptation."""
+        self.say(f"iteration {iteration}: test {described(returns, stages)}")
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -177,3 +177,12 @@ class Progress:
 def _clock(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def described(scores: Sequence[float], stages: Sequence[str]) -> str:
+    """The scores in one line, under what their stages have in common: ``return by episode -17 -9 -5.6``."""
+    values = " ".join(f"{score:.4g}" for score in scores)
+    if stages[0].startswith("return"):
+        return f"return by episode {values}"
+    shots = ", ".join(stage.rpartition("_")[2] for stage in stages)
+    return f"log density after {shots} data {values}"

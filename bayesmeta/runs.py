@@ -18,9 +18,9 @@ from bayesmeta.config import ConfigError, flat, without_schema
 from bayesmeta.evaluate import evaluate
 from bayesmeta.folder import RunFolder, write_atomically
 from bayesmeta.train import Evaluating, Saving, Summary, derived_seed, seeded, train
-from bayesmeta.types import Algorithm, ControlFamily, TaskFamily
+from bayesmeta.types import Agent, Algorithm, ControlFamily, SupervisedFamily, TaskFamily
 
-_OWN = re.compile(r"bayesmeta\.(algorithms|tasks)\.[a-z_0-9]+\.[A-Z][A-Za-z0-9]*")
+_OWN = re.compile(r"bayesmeta\.((algorithms|tasks)\.[a-z_0-9]+|episodic|models\.architectures)\.[A-Z][A-Za-z0-9]*")
 
 
 @dataclass(frozen=True)
@@ -124,43 +124,68 @@ def _refuse_foreign(folder: RunFolder, config: dict[str, Any]) -> None:
 
 
 def evaluate_run(config: dict[str, Any]) -> str:
-    """``bayesmeta evaluate``: adapt to tasks of a split, store every return, and give the table to print.
+    """``bayesmeta evaluate``: adapt to tasks of a split, store every score, and give the table to print.
 
     The tasks are not those on which training chose its best checkpoint.
     """
     device = chosen_device(config["device"], config["threads"])
     task = without_schema(config["task"]) if config.get("task") else None
     run = load_run(config["run"], config["checkpoint"], device=device, trust=config["trust"], task=task)
-    episodes = config["episodes"] or run.config["eval"]["episodes"]
     generator = torch.Generator().manual_seed(derived_seed(config["seed"], "fresh tasks"))
     params = run.family.sample(config["tasks"], config["split"], generator).to(device)
     seed = derived_seed(config["seed"], "fresh episodes")
-    returns = evaluate(
-        run.algorithm, cast(ControlFamily, run.family), params, episodes=episodes, seed=seed
-    ).returns.cpu()
-    low, high = bootstrap_interval(returns)
+    table = _returns if run.family.spec.is_control else _predictions
+    scores, lines = table(run, config, params, seed)
     record = {
         "task": run.family.spec.name,
         "split": config["split"],
         "iteration": run.iteration,
         "seed": config["seed"],
-        "mean": returns.mean(0).tolist(),
-        "low": low.tolist(),
-        "high": high.tolist(),
-        "returns": returns.tolist(),
+        **scores,
         "params": params.cpu().tolist(),
     }
     name = f"{run.family.spec.name}-{config['split']}-iteration-{run.iteration:09d}-seed-{config['seed']}.json"
     run.folder.evaluation.mkdir(exist_ok=True)
     write_atomically(run.folder.evaluation / name, json.dumps(record) + "\n")
+    return "\n".join(
+        [
+            f"{run.family.spec.name}: {len(params)} {config['split']} tasks, agent of iteration {run.iteration}",
+            *lines,
+            f"all scores: {run.folder.evaluation / name}",
+        ]
+    )
+
+
+def _returns(run: Run, config: dict[str, Any], params: Tensor, seed: int) -> tuple[dict[str, Any], list[str]]:
+    """Every episode's return, of each task and as lines of a table."""
+    episodes = config["episodes"] or run.config["eval"]["episodes"]
+    agent, family = cast(Agent, run.algorithm), cast(ControlFamily, run.family)
+    returns = evaluate(agent, family, params, episodes=episodes, seed=seed).returns.cpu()
+    low, high = bootstrap_interval(returns)
+    record = {"mean": returns.mean(0).tolist(), "low": low.tolist(), "high": high.tolist()}
     rows = zip(record["mean"], record["low"], record["high"], strict=True)
     lines = [
-        f"{run.family.spec.name}: {len(returns)} {config['split']} tasks, agent of iteration {run.iteration}",
         f"{'episode':>7}  {'mean return':>12}  95 % interval over tasks",
         *(f"{k:>7}  {mean:>12.4g}  [{low:.4g}, {high:.4g}]" for k, (mean, low, high) in enumerate(rows, 1)),
-        f"all returns: {run.folder.evaluation / name}",
     ]
-    return "\n".join(lines)
+    return record | {"returns": returns.tolist()}, lines
+
+
+def _predictions(run: Run, config: dict[str, Any], params: Tensor, seed: int) -> tuple[dict[str, Any], list[str]]:
+    """Scores of the predictions after each number of data, of each task and as lines of a table."""
+    from bayesmeta.diagnostics.held_out import prediction_scores  # training needs nothing of it
+
+    shots = config["shots"] or run.config["eval"]["shots"]
+    found = prediction_scores(
+        run.algorithm, cast(SupervisedFamily, run.family), params, shots=shots, queries=config["queries"], seed=seed
+    )
+    width = max(map(len, found))
+    lines = [f"{'after':>5}  {'':<{width}}  {'mean':>10}  95 % interval over tasks"]
+    for k, count in enumerate(shots):
+        for name, values in found.items():
+            low, high = (bound.item() for bound in bootstrap_interval(values[:, k : k + 1]))
+            lines.append(f"{count:>5}  {name:<{width}}  {values[:, k].mean():>10.4g}  [{low:.4g}, {high:.4g}]")
+    return {"shots": list(shots), **{name: values.tolist() for name, values in found.items()}}, lines
 
 
 def bootstrap_interval(

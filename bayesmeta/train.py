@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +18,33 @@ import torch
 from torch import Tensor, nn
 
 from bayesmeta import checkpoint
-from bayesmeta.evaluate import evaluate
+from bayesmeta.evaluate import evaluate, predictive_curve
 from bayesmeta.folder import RunFolder, write_atomically
 from bayesmeta.guards import NonFiniteError, check_finite
 from bayesmeta.logging import Progress, ProgressMode, RunLog
 from bayesmeta.signals import Interrupted, StopRequest, stop_on_signal
-from bayesmeta.types import Algorithm, ControlFamily, TaskFamily
+from bayesmeta.types import Agent, Algorithm, ControlFamily, SupervisedFamily, TaskFamily
 
 
 @dataclass(frozen=True)
 class Evaluating:
-    """Every ``every`` iterations (0 = never) and at the end, adapt to ``tasks`` held-out tasks for ``episodes`` each.
+    """Every ``every`` iterations (0 = never) and at the end, adapt to ``tasks`` held-out tasks.
 
-    Control families only.
+    Agents play ``episodes`` of each. On supervised tasks the score is the mean log predictive density of ``queries``
+    data, after each number of ``shots``.
     """
 
     every: int = 0
     tasks: int = 20
     episodes: int = 3
+    shots: Sequence[int] = (1, 5, 10)
+    queries: int = 20
+
+    def stages(self, family: TaskFamily) -> list[str]:
+        """What each column of an evaluation's scores is."""
+        if family.spec.is_control:
+            return [f"return_episode_{k + 1}" for k in range(self.episodes)]
+        return [f"log_density_after_{shots}" for shots in self.shots]
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,12 @@ class Saving:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended. ``returns`` are the last evaluation's, by episode; times are of all sessions together."""
+    """How a run ended. ``returns`` are the last evaluation's scores, by stage; times are of all sessions together."""
 
     iteration: int
     metrics: dict[str, float]
     returns: list[float]
+    stages: list[str]
     best: float | None
     wall_seconds: float
     cpu_seconds: float
@@ -185,12 +195,12 @@ class _Run:
 
     def evaluation_due(self, iterations: int) -> bool:
         every = self.evaluating.every
-        if not every or not self.iteration or self.iteration == self.evaluated or not self.family.spec.is_control:
+        if not every or not self.iteration or self.iteration == self.evaluated:
             return False
         return self.iteration % every == 0 or self.iteration >= iterations
 
     def evaluate(self) -> bool:
-        """Evaluate on the run's fixed test tasks; whether the last episode's mean return is the best so far.
+        """Evaluate on the run's fixed test tasks; whether the last stage's mean score is the best so far.
 
         A signal abandons it, and the next session makes it from the same state.
         """
@@ -199,22 +209,29 @@ class _Run:
         before = checkpoint.rng_state()
         try:
             with self.guarded(), self.stop.abandonable():
-                seed = derived_seed(self.seed, "evaluation episodes")
-                family = cast(ControlFamily, self.family)
-                rollout = evaluate(self.algorithm, family, params, episodes=self.evaluating.episodes, seed=seed)
-                returns = rollout.returns.double().cpu()
+                returns = self.scores(params, derived_seed(self.seed, "evaluation episodes")).double().cpu()
                 check_finite(evaluation_returns=returns)
         except Interrupted:
             checkpoint.set_rng_state(before)
             return False
         error = returns.std(0, correction=min(1, len(returns) - 1)) / math.sqrt(len(returns))
         self.evaluated, self.returns = self.iteration, returns.mean(0).tolist()
-        self.log.returns(self.iteration, self.returns, error.tolist())
-        self.progress.returns(self.iteration, self.returns)
+        stages = self.evaluating.stages(self.family)
+        self.log.returns(self.iteration, self.returns, error.tolist(), stages)
+        self.progress.returns(self.iteration, self.returns, stages)
         improved = self.best is None or self.returns[-1] > self.best
         if improved:
             self.best = self.returns[-1]
         return improved
+
+    def scores(self, params: Tensor, seed: int) -> Tensor:
+        """Of each task at each stage of adaptation, ``[B, K]``."""
+        how = self.evaluating
+        if self.family.spec.is_control:
+            agent, control = cast(Agent, self.algorithm), cast(ControlFamily, self.family)
+            return evaluate(agent, control, params, episodes=how.episodes, seed=seed).returns
+        supervised = cast(SupervisedFamily, self.family)
+        return predictive_curve(self.algorithm, supervised, params, shots=how.shots, queries=how.queries, seed=seed)
 
     def saving_due(self, iterations: int) -> bool:
         if self.saved == self.iteration:
@@ -245,7 +262,8 @@ class _Run:
 
     def summary(self) -> Summary:
         path = self.folder.path if self.folder else None
-        return Summary(self.iteration, self.metrics, self.returns, self.best, **self.times(), run_dir=path)
+        stages = self.evaluating.stages(self.family)
+        return Summary(self.iteration, self.metrics, self.returns, stages, self.best, **self.times(), run_dir=path)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

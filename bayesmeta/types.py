@@ -19,6 +19,7 @@ and the reinforcement problem share one inference type.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -129,7 +130,9 @@ class Spec:
     """Sizes an algorithm needs to build its networks; nothing of the task itself.
 
     ``horizon`` is the number of control steps of one episode; it and ``obs_dim``/``action_dim`` are 0 for supervised
-    families. ``dynamics_vary`` says that next observations carry information about the task.
+    families. ``dynamics_vary`` says that next observations carry information about the task. ``classes`` says that a
+    target is the one-hot code of one of ``y_dim`` classes. ``x_shape`` is the shape of an input that is more than a
+    vector, an image ``(channels, height, width)`` for instance, whose product is ``x_dim``: a datum holds it flat.
     """
 
     name: str
@@ -140,6 +143,12 @@ class Spec:
     action_dim: int = 0
     horizon: int = 0
     dynamics_vary: bool = False
+    classes: bool = False
+    x_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.x_shape and math.prod(self.x_shape) != self.x_dim:
+            raise ValueError(f"Spec: expected x_shape with {self.x_dim} numbers, as x_dim says, got {self.x_shape}")
 
     @property
     def param_dim(self) -> int:
@@ -275,11 +284,6 @@ class Algorithm(Protocol):
 
     inference: Any
 
-    @property
-    def explorer(self) -> Explorer:
-        """The behaviour that is evaluated at meta-test time."""
-        ...
-
     def setup(self, family: Any, seed: int) -> None:
         """Draw the training tasks and the first data. Called once, before the first ``step``."""
         ...
@@ -294,3 +298,13 @@ class Algorithm(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Agent(Algorithm, Protocol):
+    """An algorithm that acts: it learns on a control family."""
+
+    @property
+    def explorer(self) -> Explorer:
+        """The behaviour that is evaluated at meta-test time."""
+        ...

@@ -1,5 +1,6 @@
 """Held-out protocols: predictions for unseen data of seen tasks, and telling unlike tasks from those of the prior."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -10,9 +11,11 @@ from torch import Tensor
 from bayesmeta.diagnostics import scores
 from bayesmeta.diagnostics.export import posterior_after
 from bayesmeta.diagnostics.predictive import Predictive, epistemic_score, predict
+from bayesmeta.inference.predictive import per_datum
+from bayesmeta.models.network_model import inductive
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.train import derived_seed, seeded
-from bayesmeta.types import Context, Inference, Split, SupervisedFamily, TaskFamily
+from bayesmeta.types import Algorithm, Context, Inference, Split, SupervisedFamily, TaskFamily
 
 
 @torch.no_grad()
@@ -35,6 +38,47 @@ def held_out(
     """
     context, query = _data(family, shots, queries, tasks, split, seed)
     return _predict_after(inference, context, _model(family, model), query, draws, seed)
+
+
+@torch.no_grad()
+def prediction_scores(
+    algorithm: Algorithm,
+    family: SupervisedFamily,
+    params: Float[Tensor, "B M"],
+    *,
+    shots: Sequence[int],
+    queries: int = 20,
+    draws: int = 200,
+    seed: int = 0,
+) -> dict[str, Float[Tensor, "B K"]]:
+    """How each task's ``queries`` data are predicted after each number of ``shots``; none is in both.
+
+    ``log_density`` in nats per datum; of classes ``accuracy`` and ``confidence``, the probability of the class that is
+    chosen; of numbers ``squared_error`` of the predictive mean, ``coverage_95`` of the central intervals, and
+    ``squared_error_of_function`` where the family tells its functions without noise. Everything random follows from
+    ``seed``.
+    """
+    data = family.context(params, max(shots) + queries, torch.Generator(params.device).manual_seed(seed))
+    query = data.rows(max(shots), data.size)
+    mean = family.mean(params, query.x) if isinstance(family, KnowsFunction) else None
+    found: dict[str, list[Tensor]] = {}
+    for count in shots:
+        predictive = _predict_after(
+            algorithm.inference, data.rows(0, count), algorithm.inference.model, query, draws, seed
+        )
+        scored = {"log_density": predictive.log_density}
+        if predictive.classes is not None:
+            probabilities, labels = predictive.classes.probabilities, predictive.classes.labels
+            scored["accuracy"] = (probabilities.argmax(-1) == labels).double().mean(-1)
+            scored["confidence"] = probabilities.amax(-1).mean(-1)
+        else:
+            scored["squared_error"] = (predictive.mean - query.y).square().sum(-1)
+            if mean is not None:
+                scored["squared_error_of_function"] = (predictive.mean - mean).square().sum(-1)
+            scored["coverage_95"] = ((predictive.pit - 0.5).abs() <= 0.475).double().mean(-1)
+        for name, values in scored.items():
+            found.setdefault(name, []).append(per_datum(values, query).cpu())
+    return {name: torch.stack(values, 1) for name, values in found.items()}
 
 
 @torch.no_grad()
@@ -94,7 +138,15 @@ def _data(family: TaskFamily, shots: int, queries: int, tasks: int, split: Split
         )
     generator = torch.Generator().manual_seed(derived_seed(seed, f"{split} tasks, held out"))
     params = family.sample(tasks, split, generator)
-    return family.context(params, shots, generator), family.context(params, queries, generator)
+    data = family.context(params, shots + queries, generator)  # of one draw, so that no datum is in both
+    return data.rows(0, shots), data.rows(shots, data.size)
+
+
+@runtime_checkable
+class KnowsFunction(Protocol):
+    """A family of noisy functions that tells them without noise."""
+
+    def mean(self, params: Float[Tensor, "B M"], x: Float[Tensor, "B N X"]) -> Float[Tensor, "B N Y"]: ...
 
 
 @runtime_checkable
@@ -118,4 +170,5 @@ def _predict_after(
 ) -> Predictive:
     with seeded(seed):  # a procedure may draw numbers, too
         posterior = posterior_after(inference, context)
-    return predict(posterior, model, query, draws=draws, seed=derived_seed(seed, "predictive draws"))
+    seed = derived_seed(seed, "predictive draws")
+    return predict(posterior, inductive(model, context), query, draws=draws, seed=seed)

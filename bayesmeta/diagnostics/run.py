@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import xarray as xr
@@ -21,7 +21,7 @@ from bayesmeta.evaluate import evaluate
 from bayesmeta.folder import session_versions
 from bayesmeta.runs import load_run
 from bayesmeta.train import derived_seed, seeded
-from bayesmeta.types import Algorithm, Context, ControlFamily, SupervisedFamily, TaskFamily, to
+from bayesmeta.types import Agent, Algorithm, Context, ControlFamily, SupervisedFamily, TaskFamily, to
 
 
 def diagnose(
@@ -94,7 +94,9 @@ def results_of(
     references: dict[str, torch.Tensor] = {}
     seen: Rollout | Context
     if isinstance(family, ControlFamily):
-        seen = evaluate(algorithm, family, params, episodes=episodes, seed=derived_seed(seed, "diagnostics episodes"))
+        seen = evaluate(
+            cast(Agent, algorithm), family, params, episodes=episodes, seed=derived_seed(seed, "diagnostics episodes")
+        )
         references = reference_returns(
             family, params, episodes=episodes, seed=derived_seed(seed, "diagnostics references")
         )

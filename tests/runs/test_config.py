@@ -153,7 +153,10 @@ def test_every_option_describes_itself_and_obeys_its_schema(file):
     config = OmegaConf.to_container(OmegaConf.create(text))
     validate(config, lambda: config)
     keys = {key for key in config if not key.startswith("_")}
+    keys -= {key for key in keys if isinstance(config[key], dict)}  # which have rules of their own
     assert keys == {key for key in config["_schema_"] if not key.startswith("_")}, "one rule for each value"
+    for nested in (value for value in config.values() if isinstance(value, dict) and "_schema_" in value):
+        assert set(nested["_schema_"]) <= set(nested)
     assert config["_target_"].startswith("bayesmeta.")
 
 
