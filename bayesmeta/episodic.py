@@ -1,12 +1,14 @@
 """What all supervised meta-learners share: tasks split into support and query, and one optimiser on a loss."""
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bayesmeta.guards import check_finite
 from bayesmeta.types import Context, SupervisedFamily
@@ -19,6 +21,8 @@ class Episodes:
     A task has ``shots`` support data, or with ``least_shots`` a number that each update draws between the two, both
     included, and ``queries`` query data of the same draw, so that none is in both. ``lr`` is the rate of ``optimizer``,
     divided by ``1 + updates made / lr_half`` if that is given; ``clip`` bounds each coordinate of the gradient.
+    ``compiled`` sends loss and gradient through torch.compile, which takes tens of seconds once and needs a C++
+    compiler.
     """
 
     meta_batch: int = 25
@@ -30,6 +34,7 @@ class Episodes:
     lr: float = 1e-3
     lr_half: int | None = None
     clip: float | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         least = self.shots if self.least_shots is None else self.least_shots
@@ -53,6 +58,9 @@ class Learner(abc.ABC):
         self.parameters = [p for p in self.inference.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[episodes.optimizer]
         self._optimizer = kind(self.parameters, lr=episodes.lr, fused=True)
+        self._differentiated = self._loss_and_gradients
+        if episodes.compiled:
+            self._differentiated = Compiled(self.loss, self.inference)
         self.updates_made = 0
 
     @abc.abstractmethod
@@ -87,10 +95,9 @@ class Learner(abc.ABC):
 
     def update(self, support: Context, query: Context) -> Float[Tensor, ""]:
         """One optimiser step. Returns the loss before it."""
-        loss = self.loss(support, query)
-        check_finite(loss=loss)
         e = self.episodes
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        loss, gradients = self._differentiated(support, query)
+        check_finite(loss=loss)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             # Contiguous, because the fused CPU optimisers read gradients in memory order.
             parameter.grad = None if gradient is None else gradient.contiguous()
@@ -101,6 +108,10 @@ class Learner(abc.ABC):
         self._optimizer.step()
         self.updates_made += 1
         return loss.detach()
+
+    def _loss_and_gradients(self, support: Context, query: Context) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        loss = self.loss(support, query)
+        return loss, torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimiser and the state of the tasks' generator."""
@@ -117,3 +128,35 @@ class Learner(abc.ABC):
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"].cpu())
         self.updates_made = int(state["updates_made"])
+
+
+class Compiled:
+    """Loss and gradients as one compiled function of the parameters of ``inference`` that are trained."""
+
+    def __init__(self, loss: Callable[[Context, Context], Tensor], inference: nn.Module) -> None:
+        holder = _Holder(loss, inference)
+        self.names = [name for name, p in holder.named_parameters() if p.requires_grad]
+        self.holder = holder
+
+        def value(parameters: dict[str, Tensor], *data: Tensor) -> Tensor:
+            return functional_call(holder, parameters, data)
+
+        self._compiled = torch.compile(torch.func.grad_and_value(value), dynamic=False, fullgraph=True)
+
+    def __call__(self, support: Context, query: Context) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        parameters = dict(self.holder.named_parameters())
+        wanted = {name: parameters[name].detach() for name in self.names}
+        tensors = (support.x, support.y, support.mask, query.x, query.y, query.mask)
+        gradients, loss = self._compiled(wanted, *tensors)
+        return loss, tuple(gradients[name] for name in self.names)
+
+
+class _Holder(nn.Module):
+    """A loss as a module, whose parameters are those of the procedure."""
+
+    def __init__(self, loss: Callable[[Context, Context], Tensor], inference: nn.Module) -> None:
+        super().__init__()
+        self.inference, self.loss = inference, loss
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.loss(Context(*tensors[:3]), Context(*tensors[3:]))

@@ -18,6 +18,11 @@ def checked(owner: str, data: Context, *, batch: int, x_dim: int, y_dim: int) ->
             f"{owner}: expected data x [{batch}, N, {x_dim}] and y [{batch}, N, {y_dim}], got {tuple(data.x.shape)} "
             f"and {tuple(data.y.shape)}; pass the data of the tasks that the belief is about, in the model's own layout"
         )
+    if torch.compiler.is_compiling():  # which cannot branch on values; the loss of a NaN is one
+        padding = ~data.mask.unsqueeze(-1)
+        return Context(data.x.masked_fill(padding, 0.0), data.y.masked_fill(padding, 0.0), data.mask)
+    if data.mask.all() and (data.x.sum() + data.y.sum()).isfinite():  # what is usual, at once
+        return data
     padding = ~data.mask.unsqueeze(-1)
     x, y = data.x.masked_fill(padding, 0.0), data.y.masked_fill(padding, 0.0)
     bad = ~(x.isfinite().all(-1) & y.isfinite().all(-1))

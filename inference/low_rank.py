@@ -2,10 +2,11 @@ r"""Gradient descent on stacks of linear layers without any task's own weight ma
 
 The gradient of a linear layer's weights is ``G = D^T X``, with ``X [N, i]`` its inputs and ``D [N, o]`` the loss's
 gradient at its outputs, so that after a step ``x W'^T = x W^T - rate (x X^T) D``: exact, of rank ``N``, and ``W`` stays
-one matrix for all tasks. Biases and normalisations have small gradients and get values of their own.
+one matrix for all tasks. A bias is a weight of the constant input 1; normalisations get values of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,8 @@ from bayesmeta.types import Context
 
 def worthwhile(model: NetworkModel, optimizer: InnerOptimizer, support: Context, steps: int) -> bool:
     """Whether the form applies, which needs plain steps of one rate on all weights, and is likely to be faster."""
+    if torch.compiler.is_compiling():  # which makes the weights without writing them down, and knows no autograd.grad
+        return False
     if type(optimizer) is not SGD or optimizer.rate.ndim or not steps or not support.size:
         return False
     layers = linear_stack(model.network)
@@ -44,66 +47,68 @@ def low_rank_outputs(
 
     The same numbers, and the same gradients, as those of the adapted weights.
     """
-    adapted = _Adapted(model, len(support))
+    layers = linear_stack(model.network)
+    assert layers is not None
+    norms = {name: p for name, p in model.network.named_parameters() if _owner(model, name) is BatchNorm}
+    adapted = _Adapted(layers, {name: p.expand(len(support), -1).clone() for name, p in norms.items()}, {})
     keep = torch.is_grad_enabled() and not first_order
     for _ in range(steps):
         with torch.enable_grad():
-            adapted.small = {n: v if v.requires_grad else v.detach().requires_grad_() for n, v in adapted.small.items()}
-            out, inputs, outputs = adapted.recorded(support)
-            found = torch.autograd.grad(loss(out).sum(), [*outputs, *adapted.small.values()], create_graph=keep)
-        inputs = inputs if keep else [rows.detach() for rows in inputs]
-        adapted = adapted.stepped(rate, inputs, found[: len(outputs)], found[len(outputs) :])
-    return adapted.recorded(x)[0]
+            norms = {name: v if v.requires_grad else v.detach().requires_grad_() for name, v in adapted.norms.items()}
+            record: list[tuple[Tensor, Tensor]] = []
+            out = _Adapted(layers, norms, adapted.factors).run(support, record)
+            wanted = [*(outputs for _, outputs in record), *norms.values()]
+            found = torch.autograd.grad(loss(out).sum(), wanted, create_graph=keep)
+        inputs = [rows if keep else rows.detach() for rows, _ in record]
+        adapted = adapted.stepped(rate, inputs, found[: len(inputs)], found[len(inputs) :])
+    return adapted.run(x)
 
 
+def _owner(model: NetworkModel, name: str) -> type[nn.Module]:
+    """The kind of layer that a parameter belongs to."""
+    return type(model.network.get_submodule(name.rpartition(".")[0]))
+
+
+@dataclass(frozen=True)
 class _Adapted:
-    """Weights shared by all tasks, biases of each, and the factors that were subtracted from each layer's weights."""
+    """The layers, each task's normalisations ``[B, C]``, and what was subtracted from each linear layer.
 
-    def __init__(self, model: NetworkModel, batch: int) -> None:
-        layers = linear_stack(model.network)
-        assert layers is not None
-        self.layers: tuple[Layer, ...] = layers
-        self.small = {
-            name: p.expand(batch, *p.shape).clone() for name, p in model.network.named_parameters() if p.ndim == 1
-        }
-        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+    ``factors`` are ``X [B, R, i]`` and ``rate D [B, R, o]`` by layer: at ``x`` they subtract ``(x X^T + 1) rate D``, where
+    the 1 is there if the layer has a bias, whose gradient is the sum of ``D`` over rows.
+    """
 
-    def recorded(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The outputs at ``x``, with the inputs and outputs of every linear layer."""
-        inputs, outputs = [], []
+    layers: tuple[Layer, ...]
+    norms: dict[str, Tensor]
+    factors: dict[str, tuple[Tensor, Tensor]]
+
+    def run(self, x: Tensor, record: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """The outputs at ``x``; ``record`` receives the inputs and outputs of every linear layer."""
         for layer in self.layers:
             if isinstance(layer.module, nn.Linear):
-                inputs.append(x)
-                x = self._linear(layer, x)
-                outputs.append(x)
+                rows = x
+                x = self._linear(layer, rows)
+                if record is not None:
+                    x = x if x.requires_grad else x.requires_grad_()
+                    record.append((rows, x))
             elif isinstance(layer.module, BatchNorm):
-                x = layer.module.batched(x, self.small[f"{layer.name}.weight"], self.small[f"{layer.name}.bias"])
+                x = layer.module.batched(x, self.norms[f"{layer.name}.weight"], self.norms[f"{layer.name}.bias"])
             else:
                 x = layer.module(x)
-        return x, inputs, outputs
+        return x
 
     def _linear(self, layer: Layer, x: Tensor) -> Tensor:
-        bias = self.small.get(f"{layer.name}.bias")
-        out = x @ layer.module.weight.mT
-        if not out.requires_grad and torch.is_grad_enabled():
-            out = out.requires_grad_()
-        out = out if bias is None else out + bias.unsqueeze(1)
+        out = layer.module(x)
         if layer.name not in self.factors:
             return out
         rows, gradients = self.factors[layer.name]
-        return torch.baddbmm(out, torch.bmm(x, rows.mT), gradients, alpha=-1.0)
+        one = x.new_ones(()) if layer.module.bias is not None else x.new_zeros(())
+        return torch.baddbmm(out, torch.baddbmm(one, x, rows.mT), gradients, alpha=-1.0)
 
-    def stepped(self, rate: Tensor, inputs: list[Tensor], outer: tuple[Tensor, ...], small: tuple) -> "_Adapted":
-        """One step further. ``outer`` are the gradients at the outputs of the linear layers, ``small`` of the rest."""
-        new = object.__new__(_Adapted)
-        new.layers = self.layers
-        new.small = {name: value - rate * g for (name, value), g in zip(self.small.items(), small, strict=True)}
-        new.factors = {}
-        linear = [layer for layer in self.layers if isinstance(layer.module, nn.Linear)]
-        for layer, rows, gradients in zip(linear, inputs, outer, strict=True):
-            before = self.factors.get(layer.name)
-            pair = (rows, rate * gradients)
-            new.factors[layer.name] = (
-                pair if before is None else (torch.cat([before[0], pair[0]], 1), torch.cat([before[1], pair[1]], 1))
-            )
-        return new
+    def stepped(self, rate: Tensor, inputs: list[Tensor], outer: Sequence[Tensor], norms: Sequence[Tensor]) -> "_Adapted":
+        """One step further. ``outer`` are the gradients at the outputs of linear layers, ``norms`` of normalisations."""
+        linear = [layer.name for layer in self.layers if isinstance(layer.module, nn.Linear)]
+        new = {name: (x, rate * d) for name, x, d in zip(linear, inputs, outer, strict=True)}
+        if self.factors:
+            new = {name: tuple(torch.cat(pair, 1) for pair in zip(self.factors[name], new[name])) for name in linear}
+        moved = {name: v - rate * g for (name, v), g in zip(self.norms.items(), norms, strict=True)}
+        return _Adapted(self.layers, moved, new)

@@ -29,4 +29,5 @@ def log_predictive(
 
 def per_datum(values: Float[Tensor, "B N"], data: Context) -> Float[Tensor, "B"]:
     """Each task's mean over its real data, 0 where it has none."""
-    return (values * data.mask).sum(1) / data.mask.sum(1).clamp_min(1)
+    real = data.mask.to(values.dtype)
+    return (values * real).sum(1) / real.sum(1).clamp_min(1.0)

@@ -1,6 +1,7 @@
 """The hierarchical model of gradient-based meta-learning: the task latent is the weights of a network."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import pyro.distributions as dist
 import torch
@@ -57,7 +58,8 @@ class NetworkModel(TaskModel):
     @property
     def mean(self) -> Float[Tensor, "D"]:
         """``theta``: the adapted parameters of the network, one after another."""
-        return torch.cat([self.network.get_parameter(name).reshape(-1) for name in self.names])
+        # Not by get_parameter, which insists on nn.Parameter: torch.func puts plain tensors in their place.
+        return torch.cat([attrgetter(name)(self.network).reshape(-1) for name in self.names])
 
     def prior(self, batch: int) -> Distribution:
         mean = self.mean.expand(batch, -1)
