@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bayesmeta.guards import check_finite
-from bayesmeta.types import Context, SupervisedFamily
+from bayesmeta.types import Context, SupervisedFamily, TaskFamily
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Learner(abc.ABC):
     def loss(self, support: Context, query: Context) -> Float[Tensor, ""]:
         """What an update descends on: a mean over tasks."""
 
-    def setup(self, family: SupervisedFamily, seed: int) -> None:
+    def setup(self, family: TaskFamily, seed: int) -> None:
         """Where tasks will be drawn from. Nothing is drawn yet."""
         if not isinstance(family, SupervisedFamily):
             raise ValueError(

@@ -53,7 +53,7 @@ def trained(family: Any, options: dict[str, Any]) -> Any:
 
 
 def nuts(name: str) -> NUTS:
-    """700 draws per chain; the bandit, whose 250 coordinates one R-hat of 1.011 refused with so many, gets twice that."""
+    """700 draws per chain; with so many the bandit, of 250 coordinates, was refused for one R-hat: it gets 1,400."""
     family, draws = FAMILIES[name], 1400 if name == "bernoulli_bandit" else 700
     return NUTS(family.model, x_dim=family.spec.x_dim, y_dim=family.spec.y_dim, draws=draws, warmup=300)
 

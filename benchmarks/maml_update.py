@@ -5,8 +5,8 @@ The yardstick (``_looped_maml.py``) has the same network, losses and optimiser a
 batched products, or under vmap where the network is no stack of linear layers; ``low rank`` is the exact form that
 never makes them; ``bayesmeta`` is what the library chooses, and ``compiled`` that through torch.compile.
 
-Asked for, against the loop: 12 times eager and 25 times compiled on the sinusoid with 1 and with 5 inner steps, 10 times
-on the MLP, 1.3 times on four convolutions.
+Asked for, against the loop: 12 times eager and 25 times compiled on the sinusoid with 1 and with 5 inner steps, 10
+times on the MLP, 1.3 times on four convolutions.
 
     python -m benchmarks.maml_update [--quick]
 
