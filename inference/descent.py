@@ -134,9 +134,11 @@ def gradient(loss: Loss, z: Float[Tensor, "B D"], *, differentiable: bool) -> Fl
     if torch.compiler.is_compiling():  # the compiler cannot look into torch.autograd.grad
         found = torch.func.grad(lambda value: loss(value).sum())(z)
         return found if differentiable else found.detach()
-    keep = differentiable and torch.is_grad_enabled()
+    recording = torch.is_grad_enabled()
+    keep = differentiable and recording
     with torch.enable_grad():
-        z = z if z.requires_grad else z.detach().requires_grad_()
+        # A view of a parameter requires a gradient even where none is recorded, and then has none.
+        z = z if recording and z.requires_grad else z.detach().requires_grad_()
         (found,) = torch.autograd.grad(loss(z).sum(), z, create_graph=keep)
     return found
 

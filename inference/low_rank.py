@@ -49,8 +49,12 @@ def low_rank_outputs(
     """
     layers = linear_stack(model.network)
     assert layers is not None
-    norms = {name: p for name, p in model.network.named_parameters() if _owner(model, name) is BatchNorm}
-    adapted = _Adapted(layers, {name: p.expand(len(support), -1).clone() for name, p in norms.items()}, {})
+    norms: dict[str, Tensor] = {
+        name: p.expand(len(support), -1).clone()
+        for name, p in model.network.named_parameters()
+        if _owner(model, name) is BatchNorm
+    }
+    adapted = _Adapted(layers, norms, {})
     keep = torch.is_grad_enabled() and not first_order
     for _ in range(steps):
         with torch.enable_grad():
@@ -73,8 +77,8 @@ def _owner(model: NetworkModel, name: str) -> type[nn.Module]:
 class _Adapted:
     """The layers, each task's normalisations ``[B, C]``, and what was subtracted from each linear layer.
 
-    ``factors`` are ``X [B, R, i]`` and ``rate D [B, R, o]`` by layer: at ``x`` they subtract ``(x X^T + 1) rate D``, where
-    the 1 is there if the layer has a bias, whose gradient is the sum of ``D`` over rows.
+    ``factors`` are ``X [B, R, i]`` and ``rate D [B, R, o]`` by layer: at ``x`` they subtract ``(x X^T + 1) rate D``,
+    where the 1 is there if the layer has a bias, whose gradient is the sum of ``D`` over rows.
     """
 
     layers: tuple[Layer, ...]
@@ -104,11 +108,17 @@ class _Adapted:
         one = x.new_ones(()) if layer.module.bias is not None else x.new_zeros(())
         return torch.baddbmm(out, torch.baddbmm(one, x, rows.mT), gradients, alpha=-1.0)
 
-    def stepped(self, rate: Tensor, inputs: list[Tensor], outer: Sequence[Tensor], norms: Sequence[Tensor]) -> "_Adapted":
-        """One step further. ``outer`` are the gradients at the outputs of linear layers, ``norms`` of normalisations."""
+    def stepped(
+        self, rate: Tensor, inputs: list[Tensor], outer: Sequence[Tensor], norms: Sequence[Tensor]
+    ) -> "_Adapted":
+        """One step further. ``outer`` are gradients at the outputs of linear layers, ``norms`` of normalisations."""
         linear = [layer.name for layer in self.layers if isinstance(layer.module, nn.Linear)]
-        new = {name: (x, rate * d) for name, x, d in zip(linear, inputs, outer, strict=True)}
-        if self.factors:
-            new = {name: tuple(torch.cat(pair, 1) for pair in zip(self.factors[name], new[name])) for name in linear}
+        new = {}
+        for name, rows, gradients in zip(linear, inputs, outer, strict=True):
+            before = self.factors.get(name)
+            pair = rows, rate * gradients
+            new[name] = (
+                pair if before is None else (torch.cat([before[0], pair[0]], 1), torch.cat([before[1], pair[1]], 1))
+            )
         moved = {name: v - rate * g for (name, v), g in zip(self.norms.items(), norms, strict=True)}
         return _Adapted(self.layers, moved, new)

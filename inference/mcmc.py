@@ -73,8 +73,8 @@ class ReferenceRejected(RuntimeError):
         self.chains = chains
         super().__init__(
             f"NUTS: expected chains that have converged, got {', '.join(chains.faults())}; comparisons with them are "
-            f"invalid. Take more draws or a longer warm-up; a posterior with several modes needs another reference, "
-            f"such as a grid"
+            f"invalid. Take more draws or a longer warm-up, or against divergences a higher `accept`; a posterior with "
+            f"several modes needs another reference, such as a grid"
         )
 
 
@@ -84,7 +84,8 @@ class NUTS:
     ``chains`` >= 4 of ``draws`` each after ``warmup`` steps, one after another, all tasks in one chain. Accepted only
     with rank-normalised split R-hat <= 1.01, bulk and tail ESS >= 400 in every coordinate of every task and no
     divergence (Vehtari et al. 2021), else :class:`ReferenceRejected`. The same ``seed`` gives the same draws; the
-    global random state is restored. Without data the draws are independent ones from the prior.
+    global random state is restored. Without data the draws are independent ones from the prior. Steps are tuned to be
+    accepted with probability ``accept``: a higher one makes them smaller, which is the cure for divergences.
 
     Pyro evaluates the program some thousand times, at milliseconds each: a reference for tests, not for training.
     """
@@ -98,6 +99,7 @@ class NUTS:
         chains: int = MIN_CHAINS,
         draws: int = 500,
         warmup: int = 300,
+        accept: float = 0.8,
         seed: int = 0,
     ) -> None:
         if chains < MIN_CHAINS or draws < MIN_DRAWS:
@@ -106,7 +108,7 @@ class NUTS:
             )
         self.model = model
         self.x_dim, self.y_dim = x_dim, y_dim
-        self.chains, self.draws, self.warmup, self.seed = chains, draws, warmup, seed
+        self.chains, self.draws, self.warmup, self.accept, self.seed = chains, draws, warmup, accept, seed
 
     def init(self, batch: int) -> Chains:
         with torch_seeded(self.seed):
@@ -129,9 +131,8 @@ class NUTS:
         return chains
 
     def _chain(self, data: Context, seed: int) -> tuple[Float[Tensor, "S B D"], int]:
-        mcmc = infer.MCMC(
-            infer.NUTS(self.model), num_samples=self.draws, warmup_steps=self.warmup, disable_progbar=True
-        )
+        kernel = infer.NUTS(self.model, target_accept_prob=self.accept)
+        mcmc = infer.MCMC(kernel, num_samples=self.draws, warmup_steps=self.warmup, disable_progbar=True)
         with torch_seeded(seed), torch.enable_grad():
             mcmc.run(data)
         divergences = mcmc.diagnostics()["divergences"]["chain 0"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -97,12 +98,24 @@ class _Inductive(TaskModel):
         return self.model.output(out[..., self.support.size :, :])
 
 
+@runtime_checkable
+class ReadsSupport(Protocol):
+    """A model whose likelihood depends on the task's data beyond what the latent knows of them."""
+
+    def given(self, support: Context) -> TaskModel:
+        """The model of tasks with these data."""
+        ...
+
+
 def inductive(model: TaskModel, support: Context) -> TaskModel:
     """The model for predicting each query by itself: a network that normalises over rows does so with the support's.
 
-    Other models are returned as they are, and so is every model where there is no support. Without this, queries are
-    normalised together, which is transduction.
+    A model that reads the support otherwise, by attention for instance, is given it. Other models are returned as they
+    are, and so is every network where there is no support. Without this, queries are normalised together, which is
+    transduction.
     """
+    if isinstance(model, ReadsSupport):
+        return model.given(support)
     if support.size and isinstance(model, NetworkModel) and mixes_rows(model):
         return _Inductive(model, support)
     return model

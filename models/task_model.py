@@ -93,7 +93,7 @@ class FactorModel(PyroModule):
         self.kl_weight = kl_weight
 
     @_own_parameters
-    def forward(self, batch: int, data: Any) -> Float[Tensor, "B 1 D"]:
+    def forward(self, batch: int, data: Any) -> Float[Tensor, "*S B 1 D"]:
         """The Pyro program of ``batch`` tasks; ``data`` is handed to ``factor`` as it is."""
         with pyro.plate("task", batch, dim=-2):
             with pyro.poutine.scale(scale=self.kl_weight):

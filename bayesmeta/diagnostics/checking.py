@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import xarray as xr
 from tqdm import tqdm
@@ -15,12 +14,11 @@ from tqdm import tqdm
 from bayesmeta.diagnostics.calibration import Quantity, calibration, ranks
 from bayesmeta.diagnostics.export import results_from
 from bayesmeta.diagnostics.held_out import KnowsModel, ood_auroc
-from bayesmeta.diagnostics.predictive import Predictive, class_reliability, predict, predictive_scores
+from bayesmeta.diagnostics.predictive import predict
 from bayesmeta.diagnostics.report import write_report
 from bayesmeta.diagnostics.results import array, save
-from bayesmeta.diagnostics.scores import Auroc
 from bayesmeta.diagnostics.truth import KnowsPosterior
-from bayesmeta.diagnostics.uniformity import pit
+from bayesmeta.diagnostics.unseen import ood_group, predictive_group
 from bayesmeta.diagnostics.verdict import Verdict, passed, table, verdicts
 from bayesmeta.inference.guides import FromGuide
 from bayesmeta.inference.mcmc import ReferenceRejected
@@ -136,43 +134,12 @@ def check(
         if queries:
             query = family.context(params, queries, generator)
             predicted = predict(belief, model, query, draws=draws, seed=derived_seed(seed, "predictions"))
-            tree["predictive"] = xr.DataTree(_predictive(predicted, tree, seed))
+            tree["predictive"] = xr.DataTree(predictive_group(predicted, array(tree, "posterior", "task"), seed))
         bar.update()
         bar.set_description("unlike tasks")
         if queries and not isinstance(family, ModelFamily):
             few = min(10, sizes[-1])
             areas = ood_auroc(family, inference, shots=few, queries=queries, tasks=tasks, model=model, seed=seed)
-            tree["ood"] = xr.DataTree(_areas(areas))
+            tree["ood"] = xr.DataTree(ood_group(areas))
         bar.update()
     return Check(tree, verdicts(tree))
-
-
-def _predictive(predicted: Predictive, tree: xr.DataTree, seed: int) -> xr.Dataset:
-    """Scores of all data together and of each task, and PIT values; all query data are real.
-
-    These PIT are ranks among draws of the predictive, which are uniform for exact inference however few the draws: the
-    mixture over draws, on which the scores are based, has lighter tails than the predictive itself.
-    """
-    found = predictive_scores(predicted)
-    ranked = pit(predicted.y.cpu().numpy(), predicted.draws.cpu().numpy(), np.random.default_rng(seed))
-    observed = {}
-    if predicted.classes is not None:
-        frequencies = class_reliability(predicted)
-        observed = {name: ("bin", getattr(frequencies, name)) for name in ("confidence", "accuracy", "count")}
-    return xr.Dataset(
-        {
-            **observed,
-            "value": ("score", np.array([score.value for score in found.values()])),
-            "by_task": (("score", "task"), np.stack([score.tasks for score in found.values()])),
-            "pit": (("task", "query", "target"), ranked),
-        },
-        {"score": list(found), "task": array(tree, "posterior", "task")},
-    )
-
-
-def _areas(areas: Mapping[str, Auroc]) -> xr.Dataset:
-    columns = {"auroc": "value", "low": "low", "high": "high"}
-    return xr.Dataset(
-        {name: ("scored_by", np.array([getattr(a, field) for a in areas.values()])) for name, field in columns.items()},
-        {"scored_by": list(areas)},
-    )

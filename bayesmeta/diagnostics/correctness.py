@@ -5,6 +5,7 @@ import xarray as xr
 
 from bayesmeta.diagnostics.calibration import ALPHA
 from bayesmeta.diagnostics.distances import k_hat_threshold
+from bayesmeta.diagnostics.latent import is_functional, is_point, latent_names
 from bayesmeta.diagnostics.results import array, attribute
 from bayesmeta.diagnostics.uniformity import holm, p_value
 from bayesmeta.diagnostics.words import Verdict
@@ -13,6 +14,7 @@ _SHOWN = (
     *("nll", "crps", "coverage_50", "coverage_80", "coverage_95", "ece", "mce"),
     *("epistemic_sd", "aleatoric_sd", "mutual_information"),
 )
+_NAMED = 4  # quantities named one by one
 _REMEDIES = {
     "narrow": "too narrow: its standard deviations would have to be {0:.2f} times as large. It is over-confident; with "
     "a learned encoder, train longer or on more tasks, and include the prior as a factor.",
@@ -24,14 +26,19 @@ _REMEDIES = {
     "dependence between coordinates. Compare its contraction with the reference's, and use a full covariance.",
     "shape": "right in mean and width and wrong in shape: a skewed or multi-modal posterior that a simpler law stands "
     "for. Use a richer family, or particles.",
+    "certain": "a point in some of its coordinates: certain where it should not be.",
 }
 
 
 def correctness(tree: xr.DataTree) -> list[Verdict]:
     """Every verdict on correctness that the results allow."""
     found = []
-    if "prior_sbc" in tree.children:
-        found += [_decoded(tree)] if "decoded" in tree["prior_sbc"].data_vars else [_calibrated(tree), *_coverage(tree)]
+    if "prior_sbc" in tree.children and "decoded" in tree["prior_sbc"].data_vars:
+        found.append(_decoded(tree))
+    elif is_point(tree) and ("prior_sbc" in tree.children or is_functional(tree)):
+        found.append(_point(tree))
+    elif "prior_sbc" in tree.children:
+        found += [_calibrated(tree), *_coverage(tree)]
     if "distance" in tree.children or attribute(tree, "reference_rejected"):
         found.append(_distance(tree))
     if "k_hat" in tree["fit_stats"].data_vars:
@@ -43,12 +50,30 @@ def correctness(tree: xr.DataTree) -> list[Verdict]:
     return found
 
 
+def _point(tree: xr.DataTree) -> Verdict:
+    predicted = "the answer below" if "predictive" in tree.children else "held-out data"
+    return Verdict(
+        "Is the belief calibrated?",
+        "failed",
+        "a single value per task, standard deviation 0: it holds the truth in 0 % of the tasks, and says 100 %",
+        "The belief is a point, a best guess without an error bar, and truths never fall in a point. More training "
+        "does not change that. What can be calibrated are its predictions, by the noise that the model has learned: "
+        f"see {predicted}. For an error bar take a method whose belief has a width.",
+    )
+
+
 def rejected_quantities(tree: xr.DataTree) -> dict[str, list[int]]:
     """Quantities whose ranks are not uniform, each with the context sizes; family-wise failure rate 1e-3 (Holm)."""
     group = tree["calibration"].to_dataset()
     steps, names = group["context_step"].to_numpy(), group["quantity"].to_numpy()
     rejected = holm(group["p_value"].to_numpy(), ALPHA)
-    return {str(n): steps[rejected[:, q]].tolist() for q, n in enumerate(names) if rejected[:, q].any()}
+    return {_name(tree, n): steps[rejected[:, q]].tolist() for q, n in enumerate(names) if rejected[:, q].any()}
+
+
+def _name(tree: xr.DataTree, quantity: str) -> str:
+    """What a ranked quantity is called: coordinates of the latent by their own names."""
+    digits = str(quantity).removeprefix("z")
+    return latent_names(tree)[int(digits)] if digits.isdigit() else str(quantity)
 
 
 def _calibrated(tree: xr.DataTree) -> Verdict:
@@ -56,7 +81,7 @@ def _calibrated(tree: xr.DataTree) -> Verdict:
     question = "Is the belief calibrated?"
     p = tree["calibration"]["p_value"].to_numpy()
     worst = np.unravel_index(np.nanargmin(p), p.shape)
-    name = str(array(tree, "calibration", "quantity")[worst[1]])
+    name = _name(tree, array(tree, "calibration", "quantity")[worst[1]])
     step = array(tree, "calibration", "context_step")[worst[0]]
     found = (
         f"{p.size} tests of ranks, {p.shape[1]} quantities at {p.shape[0]} context sizes; the worst is {name} after "
@@ -65,12 +90,26 @@ def _calibrated(tree: xr.DataTree) -> Verdict:
     if not rejected:
         meaning = "Truths fall in the belief as often as it says, for every quantity, as they would if it were exact."
         return Verdict(question, "passed", found, meaning)
-    which = "; ".join(f"{name} after {', '.join(map(str, steps))}" for name, steps in rejected.items())
-    return Verdict(question, "failed", f"not uniform: {which} data", f"The belief is {_fault(tree, rejected)}")
+    found = f"not uniform: {_listed(rejected)} data"
+    return Verdict(question, "failed", found, f"The belief is {_fault(tree, rejected)}")
+
+
+def _listed(rejected: dict[str, list[int]]) -> str:
+    """Quantities with their context sizes, those with the same sizes together."""
+    together: dict[tuple[int, ...], list[str]] = {}
+    for name, steps in rejected.items():
+        together.setdefault(tuple(steps), []).append(name)
+    parts = []
+    for sizes, names in together.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        parts.append(f"{', '.join(names[:_NAMED])}{more} after {', '.join(map(str, sizes))}")
+    return "; ".join(parts)
 
 
 def _fault(tree: xr.DataTree, rejected: dict[str, list[int]]) -> str:
     """What is wrong, judged by the z-scores at the context sizes where ranks are rejected, beyond their own noise."""
+    if "z_score" not in tree["fit_stats"].data_vars:
+        return _REMEDIES["certain"]
     sizes = sorted({step for steps in rejected.values() for step in steps})
     scores = array(tree, "fit_stats", "z_score")[np.isin(_steps(tree), sizes)]
     tasks = scores.shape[1]
@@ -83,7 +122,7 @@ def _fault(tree: xr.DataTree, rejected: dict[str, list[int]]) -> str:
     if abs(width) > max(0.05, 4 / np.sqrt(2 * tasks)):
         reasons.append(_REMEDIES["narrow" if width > 0 else "wide"].format(np.exp(width)))
     if not reasons:
-        coordinates = any(name.startswith("z") for name in rejected)
+        coordinates = not rejected.keys().isdisjoint(latent_names(tree))
         reasons.append(_REMEDIES["shape" if coordinates else "ignores"])
     return " It is also ".join(reasons)
 
@@ -115,11 +154,10 @@ def _decoded(tree: xr.DataTree) -> Verdict:
     if not rejected:
         meaning = "True task parameters fall in the decoded belief as often as it says."
         return Verdict(question, "passed", f"smallest of {p.size} p-values {np.nanmin(p):.2g}", meaning)
-    which = "; ".join(f"{name} after {', '.join(map(str, steps))}" for name, steps in rejected.items())
     return Verdict(
         question,
         "failed",
-        f"not uniform: {which} data; {_tails(tree)}",
+        f"not uniform: {_listed(rejected)} data; {_tails(tree)}",
         "The width of the belief is not that of its errors. An agent that draws from a belief that is too narrow gives "
         "up exploring too early, one that is too wide goes on for nothing. The weight of the KL term sets the width: a "
         "larger one widens the belief.",
@@ -150,7 +188,9 @@ def _distance(tree: xr.DataTree) -> Verdict:
     sd = group["sd_ratio"].to_numpy()
     ratio = np.exp(np.nanmean(np.log(np.maximum(sd, 1e-12)), axis=(1, 2))) if np.isfinite(sd).any() else None
     if ratio is not None:
-        found += f" data; standard deviations {ratio[-1]:.2f} times the reference's after {steps[-1]}"
+        error = np.sqrt(np.nanmean(np.square(group["mean_error"].to_numpy()[-1])))
+        found += f" data; after {steps[-1]} its means are {error:.2g} of the reference's standard deviations off, and "
+        found += f"its standard deviations {ratio[-1]:.2f} times the reference's"
     return Verdict(question, "note", found, "0 is exact. One standard deviation off in one coordinate is 0.5 nats.")
 
 

@@ -182,6 +182,20 @@ def exact_curve(exact: Inference, context: Context, tree: xr.DataTree) -> xr.Dat
     return xr.Dataset({"mean": (_DIMS, mean), "sd": (_DIMS, sd)}, _coordinates(tree))
 
 
+def value_errors(tree: xr.DataTree) -> dict[str, Float[np.ndarray, "C B"]]:
+    """Mean squared error of a function's values at its probes: the ``belief``'s mean's, and ``exact`` inference's.
+
+    None where the latent are no function's values or their true values are unknown.
+    """
+    constant = tree["constant_data"].to_dataset()
+    if "latent_truth" not in constant:
+        return {}
+    truth, means = constant["latent_truth"].to_numpy(), {"belief": array(tree, "fit_stats", "mean")}
+    if "distance" in tree.children:
+        means["exact"] = array(tree, "distance", "reference_mean")
+    return {name: ((mean - truth) ** 2).mean(-1) for name, mean in means.items()}
+
+
 def squared_errors(tree: xr.DataTree, group: str) -> Float[np.ndarray, "C B"]:
     """Squared distance of a group's ``mean`` from the true parameters, per context size and task."""
     _, truth = parameters(tree)

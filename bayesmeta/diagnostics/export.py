@@ -1,9 +1,10 @@
 """From library objects to results: one call for any inference procedure, a user's own included."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from itertools import repeat
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,11 +25,21 @@ from bayesmeta.train import seeded
 from bayesmeta.types import Context, Inference, Spec
 
 _ROWS = 1 << 16  # rows of context given to an inference procedure at once, all tasks together
+_INPUTS = 1 << 23  # numbers of their inputs
 _ELEMENTS = 1 << 24
 _SHOWN = 8  # tasks of which draws of the reference are kept
 _FIT_STATS = ("mean", "sd", "contraction", "kl", "z_score", "kl_total", "n_context", "k_hat", "log_q_true")
-_DISTANCES = ("kl_reference", "mean_error", "sd_ratio", "sliced_wasserstein")
-_OBSERVATIONS = 4_000_000  # numbers of `obs` kept in the file at most: 16 MB
+_DISTANCES = ("kl_reference", "mean_error", "sd_ratio", "sliced_wasserstein", "reference_mean", "reference_sd")
+MAX_NUMBERS = 4_000_000  # numbers of `obs` or of inputs kept in the file at most: 16 MB
+
+
+@runtime_checkable
+class OfTasks(Protocol):
+    """A procedure that treats each of the tasks in its own way and has to be told which it is asked about."""
+
+    def of_tasks(self, rows: slice) -> Inference:
+        """The procedure for the tasks ``rows``."""
+        ...
 
 
 def context_sizes(size: int, ends: Sequence[int] = ()) -> tuple[int, ...]:
@@ -63,10 +74,10 @@ def results_from(
     (default :func:`context_sizes`), the prior for ``n = 0``; ``draws`` are taken of each, seeded with ``seed``, and the
     global random state is left as it was. ``model`` is the generative model whose latent the procedure infers, if there
     is one: it gives the joint log density of every draw and, from 25 draws on, the k-hat of every belief. ``truth`` is
-    the true latent, if there is one: it gives z-scores. ``reference`` is another procedure for the same latent: it
-    gives the distances from it, and draws of its posterior for the first tasks. ``references`` are returns to compare
-    with, by name, ``[B]`` or by episode ``[B, K]``. Raises ValueError where the tasks or sizes do not fit the
-    data.
+    the true latent, if there is one: it gives z-scores, unless a belief is a point somewhere. ``reference`` is another
+    procedure for the same latent, a filter: it gives its moments, the distances from it, and draws of its posterior for
+    the first tasks. ``references`` are returns to compare with, by name, ``[B]`` or by episode ``[B, K]``. Raises
+    ValueError where the tasks or sizes do not fit the data.
     """
     if isinstance(seen, Rollout):
         context = seen.transitions.context(next_obs=spec.dynamics_vary)
@@ -136,21 +147,31 @@ class _Beliefs:
         """Arrays of the tasks ``rows`` of a context; ``_task_axis`` is the axis of the tasks in each."""
         part = Context(context.x[rows], context.y[rows], context.mask[rows])
         truth = None if self.truth is None else self.truth[rows]
-        prior = self.inference.init(part.batch).posterior
-        at_sizes = [self._at(part.rows(0, size), prior, truth) for size in self.sizes]
-        # Some are defined at some sizes only: a prior may have a density where the particles that follow have none.
-        names = [name for name in at_sizes[0] if all(name in row for row in at_sizes)]
+        inference, reference = _for_tasks(self.inference, rows), _for_tasks(self.reference, rows)
+        prior = inference.init(part.batch).posterior
+        compared = repeat(None) if reference is None else _one_after_another(reference, part, self.sizes)
+        at_sizes = [
+            self._at(inference, part.rows(0, size), prior, truth, exact)
+            for size, exact in zip(self.sizes, compared, strict=False)
+        ]
+        names = _in_all(at_sizes)
         stacked = {name: torch.stack([row[name] for row in at_sizes], _task_axis(name) - 1) for name in names}
         stacked["prior"] = prior.sample(torch.Size((self.draws,)))
         return {name: _array(value) for name, value in stacked.items()}
 
-    def _at(self, prefix: Context, prior: Distribution, truth: Tensor | None) -> dict[str, Tensor]:
-        posterior = posterior_after(self.inference, prefix)
+    def _at(
+        self,
+        inference: Inference,
+        prefix: Context,
+        prior: Distribution,
+        truth: Tensor | None,
+        exact: Distribution | None,
+    ) -> dict[str, Tensor]:
+        posterior = posterior_after(inference, prefix)
         z = posterior.sample(torch.Size((self.draws,)))
         log_q = torch.cat([posterior.log_prob(part) for part in z.split(_draws_at_once(posterior))])
         found = {
             "z": z,
-            "log_q": log_q,
             "mean": posterior.mean,
             "sd": posterior.variance.sqrt(),
             "contraction": contraction(posterior, prior),
@@ -159,20 +180,42 @@ class _Beliefs:
             "n_context": prefix.mask.sum(1).to(torch.int32),
         }
         law = prior if self.model is None else self.model.prior(prefix.batch)
-        dense = is_discrete(posterior) == is_discrete(law)  # particles for a continuous latent have no density
+        known = not bool(log_q.isnan().any())
+        dense = known and is_discrete(posterior) == is_discrete(law)  # particles of a continuous latent have no density
+        if known:
+            found["log_q"] = log_q
         if self.model is not None:
             found["lp"] = self.model.log_joint(z, prefix)
             if dense and self.draws >= MIN_DRAWS:
                 found["k_hat"] = k_hat(found["lp"] - log_q)
         if truth is not None:
-            found["z_score"] = (found["mean"] - truth) / found["sd"]
+            if bool((found["sd"] > 0).all()):
+                found["z_score"] = (found["mean"] - truth) / found["sd"]
             if dense:
                 found["log_q_true"] = posterior.log_prob(truth)
-        if self.reference is not None:
-            exact = posterior_after(self.reference, prefix)
+        if exact is not None:
             found["reference"] = exact.sample(torch.Size((self.draws,)))
+            found["reference_mean"], found["reference_sd"] = exact.mean, exact.variance.sqrt()
             found |= distances(posterior, exact, z, found["reference"])
         return found
+
+
+def _for_tasks(inference: Any, rows: slice) -> Any:
+    return inference.of_tasks(rows) if isinstance(inference, OfTasks) else inference
+
+
+def _in_all(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names that every part has: a prior may have a density where the particles that follow have none."""
+    return [name for name in parts[0] if all(name in part for part in parts)]
+
+
+def _one_after_another(inference: Inference, data: Context, sizes: Sequence[int]) -> Iterator[Distribution]:
+    """Posteriors after the first ``sizes`` rows, each from the belief before: for filters, which exact ones are."""
+    belief, seen = inference.init(data.batch), 0
+    for size in sizes:
+        belief = inference.update(belief, data.rows(seen, size)) if size > seen else belief
+        seen = size
+        yield belief.posterior
 
 
 def posterior_after(inference: Inference, data: Context) -> Distribution:
@@ -183,9 +226,10 @@ def posterior_after(inference: Inference, data: Context) -> Distribution:
 
 def _belief_groups(context: Context, beliefs: _Beliefs) -> dict[str, xr.Dataset]:
     """posterior, prior, sample_stats, fit_stats and what there is to compare with, computed a few tasks at a time."""
-    per_chunk = max(1, _ROWS // max(1, context.size))
+    rows = max(1, context.size)
+    per_chunk = max(1, min(_ROWS // rows, _INPUTS // (rows * max(1, context.x.shape[-1]))))
     chunks = [beliefs.of(context, slice(b, b + per_chunk)) for b in range(0, context.batch, per_chunk)]
-    found = {name: np.concatenate([chunk[name] for chunk in chunks], _task_axis(name)) for name in chunks[0]}
+    found = {name: np.concatenate([chunk[name] for chunk in chunks], _task_axis(name)) for name in _in_all(chunks)}
     per_draw = ("draw", "context_step", "task")
     per_task = ("context_step", "task")
 
@@ -197,9 +241,10 @@ def _belief_groups(context: Context, beliefs: _Beliefs) -> dict[str, xr.Dataset]
     groups = {
         "posterior": group(["z"], per_draw).expand_dims(chain=[0]),
         "prior": xr.Dataset({"z": (("draw", "task", "latent_dim"), found["prior"])}).expand_dims(chain=[0]),
-        "sample_stats": group(["log_q", "lp"], per_draw).expand_dims(chain=[0]),
-        "fit_stats": group(_FIT_STATS, per_task),
     }
+    if "log_q" in found or "lp" in found:
+        groups["sample_stats"] = group(["log_q", "lp"], per_draw).expand_dims(chain=[0])
+    groups["fit_stats"] = group(_FIT_STATS, per_task)
     if "reference" in found:
         shown = found["reference"][:, :, :_SHOWN]
         groups["reference"] = xr.Dataset({"z": ((*per_draw, "latent_dim"), shown)}).expand_dims(chain=[0])
@@ -229,7 +274,7 @@ def _trajectory(rollout: Rollout, references: Mapping[str, Tensor]) -> xr.Datase
         "episode_of_t": (("t",), episode),
         **{f"reference_{n}": (("task", "episode")[: v.ndim], _array(v)) for n, v in references.items()},
     }
-    if 2 * steps.obs.numel() <= _OBSERVATIONS:
+    if 2 * steps.obs.numel() <= MAX_NUMBERS:
         variables["obs"] = (("task", "t", "obs_dim"), _array(steps.obs))
         variables["next_obs"] = (("task", "t", "obs_dim"), _array(steps.next_obs))
         variables["action"] = (("task", "t", "action_dim"), _array(steps.action))
@@ -237,15 +282,15 @@ def _trajectory(rollout: Rollout, references: Mapping[str, Tensor]) -> xr.Datase
 
 
 def _observed(context: Context) -> tuple[xr.Dataset, xr.Dataset]:
-    """Targets, and inputs with the task and the position of each, one row per real datum: no padding in a file."""
+    """Targets, and inputs with the task and the position of each, one row per real datum: no padding in a file.
+
+    Inputs that are too many, large images, are left out.
+    """
     task, step = context.mask.nonzero(as_tuple=True)
-    return xr.Dataset({"y": (("obs", "y_dim"), _array(context.y[task, step]))}), xr.Dataset(
-        {
-            "x": (("obs", "x_dim"), _array(context.x[task, step])),
-            "task_of_obs": ("obs", _array(task)),
-            "step_of_obs": ("obs", _array(step)),
-        }
-    )
+    inputs: dict[str, Any] = {"task_of_obs": ("obs", _array(task)), "step_of_obs": ("obs", _array(step))}
+    if context.x.numel() <= MAX_NUMBERS:
+        inputs["x"] = (("obs", "x_dim"), _array(context.x[task, step]))
+    return xr.Dataset({"y": (("obs", "y_dim"), _array(context.y[task, step]))}), xr.Dataset(inputs)
 
 
 def _labelled(group: xr.Dataset, sizes: Sequence[int], spec: Spec) -> xr.Dataset:

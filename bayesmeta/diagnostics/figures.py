@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from bayesmeta.diagnostics.decoding import squared_errors
 from bayesmeta.diagnostics.information import ACTIVE_NATS, active_dimensions
 from bayesmeta.diagnostics.intervals import bootstrap_interval
+from bayesmeta.diagnostics.latent import is_functional, latent_names
 from bayesmeta.diagnostics.plotting import (
     COLOURS,
     EXACT,
@@ -79,7 +80,13 @@ def learned_and_exact(tree: xr.DataTree) -> Figure:
 
 
 def most_active(tree: xr.DataTree) -> list[int]:
-    """The latent dimensions with the most information after all data, at most six; by contraction if it is unknown."""
+    """The latent dimensions with the most information after all data, at most six; by contraction if it is unknown.
+
+    Of a function's values, of which none is spare, some in their order.
+    """
+    if is_functional(tree):
+        count = tree["posterior"].sizes["latent_dim"]
+        return np.linspace(0, count - 1, min(count, _DIMENSIONS)).round().astype(int).tolist()
     stats = tree["fit_stats"].dataset
     kl = stats["kl"].values[-1].mean(0)
     score = stats["contraction"].values[-1].mean(0) if np.isnan(kl).any() else kl
@@ -92,8 +99,9 @@ def per_dimension(tree: xr.DataTree, variable: str, title: str, ylabel: str) -> 
     values = array(tree, "fit_stats", variable)
     low, high = bootstrap_interval(values.transpose(1, 0, 2))
     figure, axes = panel()
+    names = latent_names(tree)
     for colour, d in zip(COLOURS, most_active(tree), strict=False):
-        band(axes, steps, values[:, :, d].mean(1), (low[:, d], high[:, d]), colour, f"z{d}")
+        band(axes, steps, values[:, :, d].mean(1), (low[:, d], high[:, d]), colour, names[d])
     if variable == "kl":
         total = array(tree, "fit_stats", "kl_total").mean(1)
         axes.plot(steps, total, color=COLOURS[-1], linestyle="--", linewidth=1.3, label="all together")
@@ -128,7 +136,7 @@ def active(tree: xr.DataTree) -> Figure:
 
 def prior_and_posterior(tree: xr.DataTree, tasks: int = 4) -> Figure:
     """Densities of the prior and of a few tasks' posteriors after all data, one plot per latent dimension."""
-    dims = most_active(tree)
+    dims, names = most_active(tree), latent_names(tree)
     columns = min(3, len(dims))
     rows = -(-len(dims) // columns)
     figure = Figure((max(5.6, 3.1 * columns), max(3.4, 2.3 * rows + 0.5)), layout="constrained")
@@ -144,7 +152,7 @@ def prior_and_posterior(tree: xr.DataTree, tasks: int = 4) -> Figure:
                 where, height = density(reference[:, :, b, d].ravel())
                 axes.plot(where, height, color=COLOURS[b], linewidth=1, linestyle=":", label=label)
         axes.fill_between(*density(pooled), color=MUTED, alpha=0.3, linewidth=0, label="prior")
-        axes.set(xlabel=f"z{d}", yticks=[])
+        axes.set(xlabel=names[d], yticks=[])
         axes.spines["left"].set_visible(False)
         axes.grid(False)
     for axes in grid.flat[len(dims) :]:
@@ -200,8 +208,16 @@ def principal_plane(means: Float[np.ndarray, "C B D"]) -> tuple[Float[np.ndarray
     return (means - means[-1].mean(0)) @ basis.T, share
 
 
-def learning(records: Sequence[Mapping], steps: Mapping[int, float]) -> Figure:
-    """Test return of each adaptation episode against training: iterations, or environment steps where known."""
+def learning(
+    records: Sequence[Mapping],
+    steps: Mapping[int, float],
+    labels: Sequence[str] | None = None,
+    score: str = "return on test tasks",
+) -> Figure:
+    """Test score of each adaptation stage against training: iterations, or environment steps where known.
+
+    ``labels`` are those of the stages, by default the episodes.
+    """
     iterations = [record["iteration"] for record in records]
     known = all(iteration in steps for iteration in iterations)
     x = [steps[i] / 1000 for i in iterations] if known else iterations
@@ -210,8 +226,8 @@ def learning(records: Sequence[Mapping], steps: Mapping[int, float]) -> Figure:
     figure, axes = panel()
     for k, colour in enumerate(ordered(returns.shape[1])):
         interval = (returns[:, k] - 1.96 * error[:, k], returns[:, k] + 1.96 * error[:, k])
-        band(axes, x, returns[:, k], interval, colour, f"episode {k + 1}")
-    axes.set(xlabel="environment steps (thousands)" if known else "iteration", ylabel="return on test tasks")
+        band(axes, x, returns[:, k], interval, colour, labels[k] if labels else f"episode {k + 1}")
+    axes.set(xlabel="environment steps (thousands)" if known else "iteration", ylabel=score)
     axes.set_title("Learning curve")
     axes.legend(loc="best")
     return figure

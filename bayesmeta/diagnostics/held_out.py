@@ -151,17 +151,17 @@ class KnowsFunction(Protocol):
 
 @runtime_checkable
 class KnowsModel(Protocol):
-    """A family that ships the generative model of its tasks."""
+    """A family that ships the generative model of its tasks, or None where an option leaves none."""
 
     @property
-    def model(self) -> TaskModel: ...
+    def model(self) -> TaskModel | None: ...
 
 
 def _model(family: TaskFamily, model: TaskModel | None) -> TaskModel:
+    if model is None and isinstance(family, KnowsModel):
+        model = family.model
     if model is not None:
         return model
-    if isinstance(family, KnowsModel):
-        return family.model
     raise ValueError(f"{family.spec.name} has no model of its own; give model=, whose latent the procedure infers")
 
 

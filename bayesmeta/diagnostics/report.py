@@ -1,46 +1,20 @@
 """One HTML file that needs nothing else: figures, tables and what they mean."""
 
 import base64
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
-from bayesmeta.diagnostics import correctness_figures, figures, navigation, tables
-from bayesmeta.diagnostics.decoding import squared_errors
-from bayesmeta.diagnostics.information import active_dimensions
+from bayesmeta.diagnostics import panels, tables
+from bayesmeta.diagnostics.latent import is_functional, latent_names
+from bayesmeta.diagnostics.panels import Panel
 from bayesmeta.diagnostics.plotting import rendered
-from bayesmeta.diagnostics.results import array, attribute, parameters
-from bayesmeta.diagnostics.tables import numbers, text
-from bayesmeta.diagnostics.truth import exact_posterior
+from bayesmeta.diagnostics.results import attribute
+from bayesmeta.diagnostics.tables import text
 from bayesmeta.diagnostics.verdict import verdicts
 from bayesmeta.diagnostics.words import CSS, GLOSSARY
 from bayesmeta.folder import RunFolder, write_atomically
 from bayesmeta.types import TaskFamily
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure, what a reader is told who cannot see it, and its caption. ``wide`` ones have a row of their own."""
-
-    draw: Callable[[], Figure]
-    alternative: str
-    caption: str
-    wide: bool = False
-
-    def html(self) -> str:
-        """The figure as an element, its image inside."""
-        image = base64.b64encode(rendered(self.draw)).decode()
-        kind = ' class="wide"' if self.wide else ""
-        return (
-            f'<figure{kind}><img src="data:image/png;base64,{image}" alt="{text(self.alternative)}">'
-            f"<figcaption>{text(self.caption)}</figcaption></figure>"
-        )
 
 
 def write_report(
@@ -64,15 +38,25 @@ def report(tree: xr.DataTree, family: TaskFamily | None = None, run: RunFolder |
     ]
     if "trajectory" in tree.children:
         words = "Every task is new to the agent. It acts, infers the task from what it sees, and acts again."
-        body.append(_section("Behaviour", words, *_behaviour(tree, family, run), tables.returns_table(tree)))
-    right = _correctness(tree)
+        body.append(_section("Behaviour", words, *panels.behaviour(tree, family, run), tables.returns_table(tree)))
+    elif curve := panels.learning(tree, run):
+        body.append(_section("Training", "How well unseen data of unseen tasks were predicted on the way.", *curve))
+    right = panels.correctness(tree)
     if right:
         words = "Calibration: do truths fall in the belief as often as it says? Distance: how far is it from exact?"
         body.append(_section("Is the belief right?", words, *right))
     words = "How fast the belief finds out which task this is: every point is the belief after so many data of a trial."
-    body.append(_section("What is known after how much data", words, *_knowledge(tree), tables.context_table(tree)))
+    body.append(
+        _section("What is known after how much data", words, *panels.knowledge(tree), tables.context_table(tree))
+    )
     words = "The latent that is inferred: what its dimensions hold, and how the belief about it moves."
-    body.append(_section("The latent", words, *_latent(tree)))
+    if is_functional(tree):
+        words = "What is inferred is a function. Looked at are its values at a few inputs: z0, z1, ... are "
+        words += f"{', '.join(latent_names(tree))}."
+    body.append(_section("The latent", words, *panels.latent(tree)))
+    if implied := attribute(tree, "implied_prior"):
+        words = "Few gradient steps from a learned start favour weights near that start, as a prior does: which one?"
+        body.append(_section("The prior that gradient descent stands for", words, tables.preformatted(implied)))
     body.append(_section("What the words mean", tables.glossary(GLOSSARY)))
     words = "The numbers of every figure are in results.nc beside this file; ArviZ and xarray open it."
     body.append(_section("How this was made", words, tables.settings(tree)))
@@ -86,191 +70,18 @@ def report(tree: xr.DataTree, family: TaskFamily | None = None, run: RunFolder |
 
 def _section(heading: str, *parts: str | Panel) -> str:
     """A heading, words (a part that is not markup), figures together, and tables."""
-    panels = "".join(part.html() for part in parts if isinstance(part, Panel))
+    drawn = "".join(_figure(part) for part in parts if isinstance(part, Panel))
     words = "".join(f"<p>{text(p)}</p>" for p in parts if isinstance(p, str) and not p.startswith("<"))
     markup = "".join(part for part in parts if isinstance(part, str) and part.startswith("<"))
-    shown = f'<div class="figures">{panels}</div>' if panels else ""
+    shown = f'<div class="figures">{drawn}</div>' if drawn else ""
     return f"<section><h2>{text(heading)}</h2>{words}{shown}{markup}</section>"
 
 
-def _behaviour(tree: xr.DataTree, family: TaskFamily | None, run: RunFolder | None) -> list[Panel]:
-    panels = [
-        Panel(
-            lambda: figures.adaptation(tree),
-            f"Mean return by adaptation episode: {numbers(array(tree, 'trajectory', 'return').mean(0))}.",
-            "Return of each adaptation episode: mean over tasks with its 95 % interval, every task as a dot, and what "
-            "reference agents get.",
-        )
-    ]
-    records = _json_lines(run.evaluation / "returns.jsonl") if run else []
-    if run and len(records) > 1:
-        steps = {line["iteration"]: line["env_steps"] for line in _json_lines(run.metrics) if "env_steps" in line}
-        panels.append(
-            Panel(
-                lambda: figures.learning(records, steps),
-                f"Test return by adaptation episode at the last evaluation: {numbers(records[-1]['returns'])}.",
-                "Test return of each adaptation episode in the course of training, mean and 95 % interval over tasks.",
-            )
-        )
-    if navigation.is_plane(tree):
-        exact = exact_posterior(family) if family else None
-        panels.append(
-            Panel(
-                lambda: navigation.paths(tree, exact),
-                "Paths of the agent in four tasks, a row of panels per episode, with start, goal and beliefs.",
-                "Paths in four tasks, one row an episode. Blue dots: goals that the agent thinks possible when the "
-                "episode begins, decoded from draws of its belief; the ring is the one it acts on. Grey: what exact "
-                "inference believes given the same data, the darker the surer.",
-                wide=True,
-            )
-        )
-    return panels
-
-
-def _correctness(tree: xr.DataTree) -> list[Panel]:
-    panels = []
-    if "prior_sbc" in tree.children:
-        p = array(tree, "calibration", "p_value")
-        panels.append(
-            Panel(
-                lambda: correctness_figures.ranks(tree),
-                f"Ranks of the truth in the belief; smallest p-value per quantity: {numbers(np.nanmin(p, 0))}.",
-                "Where truths fall among draws of the belief. Exact inference gives lines inside the grey band; above "
-                "it truths are too low in the belief, and an S shape is a wrong width. The log likelihood sees what "
-                "the coordinates cannot: data that were ignored.",
-                wide=True,
-            )
-        )
-        if "log_q" in tree["prior_sbc"].data_vars:
-            panels.append(
-                Panel(
-                    lambda: correctness_figures.coverage(tree),
-                    f"Coverage of the 50, 80, 95 % regions after all data: "
-                    f"{numbers(array(tree, 'calibration', 'coverage')[-1])}.",
-                    "Below the diagonal the belief is over-confident, above it too wide.",
-                )
-            )
-    if "z_score" in tree["fit_stats"].data_vars:
-        square = np.sqrt((array(tree, "fit_stats", "z_score") ** 2).mean((1, 2)))
-        panels.append(
-            Panel(
-                lambda: correctness_figures.z_scores(tree),
-                f"Root mean square z-score by context size: {numbers(square)}.",
-                "Errors of the posterior mean in units of the posterior's standard deviation.",
-            )
-        )
-    if "distance" in tree.children:
-        kl = array(tree, "distance", "kl_reference").mean(1)
-        panels.append(
-            Panel(
-                lambda: correctness_figures.distance(tree),
-                f"KL of the reference from the belief by context size, in nats: {numbers(kl)}.",
-                "How far the belief is from the exact posterior given the same data.",
-            )
-        )
-    if "predictive" in tree.children:
-        panels.append(
-            Panel(
-                lambda: correctness_figures.predictions(tree),
-                f"Scores of unseen data: {numbers(array(tree, 'predictive', 'value'))}.",
-                "Where new data of a task fall in what the belief predicts of them. A hump is a prediction too wide, a "
-                "bowl one too narrow, a slope a bias.",
-            )
-        )
-        if "confidence" in tree["predictive"].data_vars:
-            accuracy = array(tree, "predictive", "accuracy")
-            panels.append(
-                Panel(
-                    lambda: correctness_figures.reliability(tree),
-                    f"Share of predictions that came true, by predicted probability: {numbers(accuracy)}.",
-                    "How often what is predicted with a probability comes true.",
-                )
-            )
-    return panels
-
-
-def _knowledge(tree: xr.DataTree) -> list[Panel]:
-    panels = []
-    if "decoded" in tree.children:
-        error = np.sqrt(squared_errors(tree, "decoded").mean(1))
-        limit = " The exact posterior on the same data is the limit." if "exact" in tree.children else ""
-        panels.append(
-            Panel(
-                lambda: figures.learned_and_exact(tree),
-                f"Error of the decoded task parameters by context size: {numbers(error)}.",
-                f"Error of the true task parameters as decoded from the belief on held-out tasks.{limit}",
-            )
-        )
-    if "information" in tree["fit_stats"].data_vars:
-        values = array(tree, "fit_stats", "information").mean(1)
-        panels.append(
-            Panel(
-                lambda: correctness_figures.information(tree),
-                f"Nats that the belief tells of which task it is about, by context size: {numbers(values)}.",
-                "How well draws of the belief tell the tasks apart; no more than the logarithm of their number is "
-                "possible. It counts what the belief claims: an over-confident one gets there too early.",
-            )
-        )
-    if parameters(tree)[0]:
-        panels.append(
-            Panel(
-                lambda: correctness_figures.belief_over_time(tree),
-                "The belief about four tasks as data come in, with the true values.",
-                "The belief about four tasks as data come in. It should close in on the truth, and hold it in its "
-                "shaded part in four of five cases.",
-                wide=True,
-            )
-        )
-    contraction = array(tree, "fit_stats", "contraction")[-1].mean(0)
-    panels.append(
-        Panel(
-            lambda: figures.per_dimension(
-                tree, "contraction", "Posterior contraction", "1 - posterior / prior variance"
-            ),
-            f"Mean contraction per latent dimension after all data: {numbers(contraction)}.",
-            "Contraction of each latent dimension: 1 means known, 0 untouched, below 0 wider than the prior.",
-        )
+def _figure(panel: Panel) -> str:
+    """The figure as an element, its image inside."""
+    image = base64.b64encode(rendered(panel.draw)).decode()
+    kind = ' class="wide"' if panel.wide else ""
+    return (
+        f'<figure{kind}><img src="data:image/png;base64,{image}" alt="{text(panel.alternative)}">'
+        f"<figcaption>{text(panel.caption)}</figcaption></figure>"
     )
-    kl = array(tree, "fit_stats", "kl")[-1]
-    if np.isnan(kl).any():
-        return panels
-    return [
-        *panels,
-        Panel(
-            lambda: figures.per_dimension(tree, "kl", "Information gained", "KL from the prior (nats)"),
-            f"KL from the prior per latent dimension after all data, in nats: {numbers(kl.mean(0))}.",
-            "Information about the latent, per dimension and in all, in nats.",
-        ),
-        Panel(
-            lambda: figures.active(tree),
-            f"{int(active_dimensions(kl).sum())} of {kl.shape[1]} latent dimensions are active.",
-            "Which dimensions data move, after all data of the trial.",
-        ),
-    ]
-
-
-def _latent(tree: xr.DataTree) -> list[Panel]:
-    panels = [
-        Panel(
-            lambda: figures.prior_and_posterior(tree),
-            "Densities of the prior and of four tasks' posteriors, one panel per latent dimension.",
-            "Beliefs about four tasks after all data (colours), and the prior (grey). Dimensions by information.",
-            wide=tree["posterior"].sizes["latent_dim"] > 2,
-        )
-    ]
-    names, _ = parameters(tree)
-    if names:
-        panels.append(
-            Panel(
-                lambda: figures.latent_map(tree),
-                f"Posterior means of all tasks at several context sizes, coloured by {', '.join(names[:2])}.",
-                "Where the posterior means of all tasks lie, one dot a task, coloured by its true parameters: an "
-                "ordered picture says that the latent has found them.",
-                wide=True,
-            )
-        )
-    return panels
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

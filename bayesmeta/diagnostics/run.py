@@ -13,10 +13,12 @@ from bayesmeta.diagnostics.calibration import calibration
 from bayesmeta.diagnostics.decoding import FOLDS, decode, decoded_ranks, exact_curve
 from bayesmeta.diagnostics.export import posterior_after, results_from
 from bayesmeta.diagnostics.information import mixture_information
+from bayesmeta.diagnostics.learners import learner_results
 from bayesmeta.diagnostics.report import write_report
-from bayesmeta.diagnostics.results import array
+from bayesmeta.diagnostics.results import array, attribute
 from bayesmeta.diagnostics.truth import exact_posterior, reference_returns
 from bayesmeta.diagnostics.verdict import passed, table, verdicts
+from bayesmeta.episodic import Learner
 from bayesmeta.evaluate import evaluate
 from bayesmeta.folder import session_versions
 from bayesmeta.runs import load_run
@@ -38,7 +40,8 @@ def diagnose(
     """Adapt a run's agent to ``tasks`` fresh test tasks and write what its beliefs did; whether every gate passed.
 
     Writes ``diagnostics/results.nc`` (:mod:`bayesmeta.diagnostics.results`) and ``diagnostics/report.html`` into the
-    run's folder, each whole or not at all, and prints the verdicts. ``episodes`` per task, default as in training.
+    run's folder, each whole or not at all, and prints the verdicts and, where adaptation is gradient descent, the prior
+    that it stands for. ``episodes`` per task, default as in training.
     """
     run = load_run(run_dir, checkpoint, device=device, trust=trust)
     versions = session_versions()
@@ -66,6 +69,8 @@ def diagnose(
     report = write_report(tree, folder / "report.html", family=run.family, run=run.folder)
     found = verdicts(tree)
     print(f"{table(found)}\nresults: {file}\nreport:  {report}")
+    if implied := attribute(tree, "implied_prior"):
+        print(f"\n{implied}")
     return passed(found)
 
 
@@ -84,11 +89,17 @@ def results_of(
     """The results of an algorithm's beliefs on fresh test tasks of a family.
 
     Control families are adapted to for ``episodes`` episodes, supervised ones shown ``shots`` data. The parameters
-    decoded from the belief and, where the family knows it, the exact posterior of the same data are in it. Raises
-    ValueError for fewer than 10 tasks.
+    decoded from the belief and, where the family knows it, the exact posterior of the same data are in it. What a
+    supervised meta-learner believes of its latent is told by the function's values
+    (:mod:`bayesmeta.diagnostics.learners`). Raises ValueError for fewer than 10 tasks.
     """
     if tasks < 2 * FOLDS:
         raise ValueError(f"tasks = {tasks}: expected at least {2 * FOLDS}, for parameters decoded on held-out tasks")
+    attrs = {"algorithm": type(algorithm).__name__, "split": "test", **(attrs or {}), "seed": seed}
+    if isinstance(algorithm, Learner) and isinstance(family, SupervisedFamily):
+        return learner_results(
+            algorithm, family, tasks=tasks, shots=shots, draws=draws, seed=seed, device=device, attrs=attrs
+        )
     generator = torch.Generator().manual_seed(derived_seed(seed, "diagnostics tasks"))
     params = family.sample(tasks, "test", generator).to(device)
     references: dict[str, torch.Tensor] = {}
@@ -113,7 +124,7 @@ def results_of(
         draws=draws,
         seed=derived_seed(seed, "diagnostics draws"),
         references=references,
-        attrs={"algorithm": type(algorithm).__name__, "split": "test", **(attrs or {}), "seed": seed},
+        attrs=attrs,
     )
     tree["decoded"] = xr.DataTree(decode(tree))
     if len(params.unique(dim=0)) >= 2 * FOLDS:  # ranks among a few different tasks are not uniform

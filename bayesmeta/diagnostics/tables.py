@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bayesmeta.diagnostics.decoding import squared_errors
+from bayesmeta.diagnostics.decoding import squared_errors, value_errors
 from bayesmeta.diagnostics.intervals import bootstrap_interval, iqm
 from bayesmeta.diagnostics.results import array, attribute
 from bayesmeta.diagnostics.words import Verdict
 
 _FOLDED = ("config", "versions")  # long attributes
+_ELSEWHERE = ("implied_prior",)  # has a section of its own
 
 
 def summary(tree: xr.DataTree) -> str:
@@ -78,13 +79,16 @@ def context_table(tree: xr.DataTree) -> str:
     for group, name in (("decoded", "RMSE decoded"), ("exact", "RMSE exact")):
         if group in tree.children:
             columns[name] = np.sqrt(squared_errors(tree, group).mean(1))
+    for name, errors in value_errors(tree).items():
+        columns[f"RMSE of the function, {name}"] = np.sqrt(errors.mean(1))
+    columns = {name: values for name, values in columns.items() if not np.isnan(values).all()}
     rows = [[str(step), *(number(values[c]) for values in columns.values())] for c, step in enumerate(steps)]
     return _table(["data seen", *columns], rows)
 
 
 def settings(tree: xr.DataTree) -> str:
     """The identity of the run, then its resolved configuration and the versions, folded away."""
-    names = sorted({str(name).removesuffix("_json") for name in tree.attrs} - set(_FOLDED))
+    names = sorted({str(name).removesuffix("_json") for name in tree.attrs} - {*_FOLDED, *_ELSEWHERE})
     values = {name: attribute(tree, name) for name in names}
     lines = "".join(f"<tr><th>{text(n.replace('_', ' '))}</th><td>{text(str(v))}</td></tr>" for n, v in values.items())
     folded = "".join(
@@ -93,6 +97,11 @@ def settings(tree: xr.DataTree) -> str:
         if (value := attribute(tree, name)) is not None
     )
     return f"{_card(f'<table>{lines}</table>')}{folded}"
+
+
+def preformatted(content: str) -> str:
+    """Lines as they are."""
+    return _card(f"<pre>{text(content)}</pre>")
 
 
 def glossary(words: Mapping[str, str]) -> str:

@@ -19,10 +19,10 @@ CELLS = 200  # per side of the goal grid: a cell is as wide as the reward's nois
 
 @runtime_checkable
 class KnowsPosterior(Protocol):
-    """A family that ships the exact posterior over its own parameters."""
+    """A family that ships the exact posterior over its own parameters, or None where an option leaves none."""
 
     @property
-    def exact(self) -> Inference: ...
+    def exact(self) -> Inference | None: ...
 
 
 @runtime_checkable

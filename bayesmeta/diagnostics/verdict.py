@@ -6,11 +6,14 @@ import numpy as np
 import xarray as xr
 
 from bayesmeta.diagnostics.correctness import correctness
-from bayesmeta.diagnostics.decoding import squared_errors
+from bayesmeta.diagnostics.decoding import squared_errors, value_errors
 from bayesmeta.diagnostics.information import active_dimensions
 from bayesmeta.diagnostics.intervals import bootstrap_interval
+from bayesmeta.diagnostics.latent import is_functional, is_point, latent_names
 from bayesmeta.diagnostics.results import array, parameters
 from bayesmeta.diagnostics.words import Verdict
+
+_WIDER = " A product of factors without the prior does: use prior_factor=true."
 
 
 def verdicts(tree: xr.DataTree) -> list[Verdict]:
@@ -19,7 +22,11 @@ def verdicts(tree: xr.DataTree) -> list[Verdict]:
     Gates of calibration fail at a family-wise rate of 1e-3 where the belief is right; the others compare a 95 %
     bootstrap interval over tasks with their threshold.
     """
-    found = [*correctness(tree), _collapse(tree), _width(tree)]
+    found = [*correctness(tree), _responds(tree) if is_functional(tree) else _collapse(tree)]
+    if not is_point(tree):
+        found.append(_width(tree))
+    if value_errors(tree):
+        found.append(_known(tree))
     if "trajectory" in tree.children:
         found += [*_adaptation(tree), *_reference(tree)]
     if "decoded" in tree.children:
@@ -63,6 +70,46 @@ def _collapse(tree: xr.DataTree) -> Verdict:
     )
 
 
+def _responds(tree: xr.DataTree) -> Verdict:
+    """Of a function's values, which have no density: how far their means move against the targets' spread, or by how
+    much their variance changes.
+
+    Means of draws move by chance, too, which is taken off.
+    """
+    means, sds = (array(tree, "fit_stats", name)[[0, -1]].astype(float) for name in ("mean", "sd"))
+    chance = np.square(sds).sum(0).mean() / tree["posterior"].sizes["draw"]
+    moved = np.sqrt(max(0.0, np.square(means[1] - means[0]).mean() - chance))
+    spread = array(tree, "observed_data", "y").std()
+    change = np.square(sds[1]).mean() / np.square(sds[0]).mean() - 1 if sds[0].any() else 0.0
+    alive = bool(moved > 0.01 * spread) or abs(change) > 0.05
+    return Verdict(
+        "Does the belief respond to data?",
+        "passed" if alive else "failed",
+        f"{_last(tree)} data move the expected function by {moved:.3g} (root mean square; targets have a standard "
+        f"deviation of {spread:.3g}) and change its variance by {100 * change:.0f} %",
+        "What the belief expects of the function changes as data come in."
+        if alive
+        else "The belief is what it was before the data: adaptation does nothing. Raise the inner rate or the number "
+        "of steps, or check that the learner's gradient reaches what is adapted.",
+    )
+
+
+def _known(tree: xr.DataTree) -> Verdict:
+    """Error of the expected function, beside the exact one's."""
+    errors = {name: np.sqrt(values.mean(1)) for name, values in value_errors(tree).items()}
+    steps, truth = array(tree, "posterior", "context_step"), array(tree, "constant_data", "latent_truth")
+    shown = np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))
+    found = "RMSE " + ", ".join(f"{errors['belief'][c]:.3g} after {steps[c]}" for c in shown) + " data"
+    if "exact" in errors:
+        found += f"; exact inference {errors['exact'][-1]:.3g} after {steps[-1]}"
+    return Verdict(
+        "How well does it know the function?",
+        "note",
+        f"{found}; knowing nothing {np.sqrt(truth.var(0).mean()):.3g}",
+        "Distance of the expected function from the true one, without noise, at inputs that all tasks share.",
+    )
+
+
 def _width(tree: xr.DataTree) -> Verdict:
     contraction = array(tree, "fit_stats", "contraction")[-1]
     _, high = bootstrap_interval(contraction)
@@ -71,8 +118,8 @@ def _width(tree: xr.DataTree) -> Verdict:
         "Is the belief never wider than the prior?",
         "failed" if len(wide) else "passed",
         f"mean contraction {contraction.mean():.2f}, smallest dimension {contraction.mean(0).min():.2f}",
-        f"Data made the belief wider in dimensions {', '.join(map(str, wide))}: exact inference does not do that on "
-        "average. A product of factors without the prior does: use prior_factor=true."
+        f"Data made the belief wider in {', '.join(latent_names(tree)[d] for d in wide)}: exact inference does not do "
+        f"that on average.{'' if is_functional(tree) else _WIDER}"
         if len(wide)
         else "On average data narrow every dimension, or leave it alone, as exact inference would.",
     )

@@ -79,6 +79,15 @@ GLOSSARY = {
     "(PIT) are then uniform on [0, 1]; gates fail for 1 calibrated belief in 1,000.",
     "Log likelihood, log q, tarp": "What is ranked beside the latent's coordinates: how probable the data are, how "
     "dense the belief is, and how far it is from a point chosen by the data. Each sees what coordinates alone cannot.",
+    "Misfit": "Also ranked: how far the function's values are from the data nearest to them. A belief that ignores "
+    "its data shows here and nowhere else.",
+    "Function values": "Weights of a network have no true value, but what it computes has. What is looked at are then "
+    "the values of the task's function, without noise, at a few fixed inputs, the probes; for classes their "
+    "probabilities.",
+    "Point belief": "A single best guess, as gradient descent gives: without a width, so that it cannot be calibrated. "
+    "Its predictions can, by the noise that the model has learned.",
+    "Implied prior": "The Gaussian prior under which so many gradient steps lead to the posterior's mode: exact for a "
+    "quadratic loss, near the start elsewhere.",
     "k-hat": "How heavy the tail of the importance weights from the belief to the true posterior is: below about 0.6 "
     "they can correct it, above 1 they have no mean.",
     "Prior, posterior": "What is believed of the latent before any data and after. A posterior far from its prior, and "

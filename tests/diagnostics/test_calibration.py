@@ -41,7 +41,7 @@ def test_the_exact_posterior_is_calibrated_at_every_size(ranked):
 def test_a_users_quantity_is_ranked_like_the_coordinate_it_is(ranked):
     columns = quantities_of(ranked[4])
     below = np.abs(columns["first"] - columns["z0"]) * (DRAWS + 1)
-    assert (below <= 1 + 1e-9).mean() > 0.99 or ranked[0].name == "finite"  # but for ties broken anew
+    assert (below <= 1 + 1e-9).mean() > 0.99 or ranked[0].name in ("finite", "kinds")  # but for ties broken anew
 
 
 def test_the_exact_posterior_is_at_no_distance_from_itself(ranked):
@@ -52,9 +52,9 @@ def test_the_exact_posterior_is_at_no_distance_from_itself(ranked):
 
 
 def test_k_hat_of_the_exact_posterior_is_good(ranked):
-    """But for the grid's, whose cells are half a posterior standard deviation wide here."""
+    """But for those on grids, whose cells are half a posterior standard deviation wide here."""
     good = (ranked[3]["fit_stats"]["k_hat"].to_numpy() < 0.5).mean()
-    assert good > (0.85 if ranked[0].name == "grid" else 0.99)
+    assert good > (0.85 if ranked[0].name in ("grid", "kinds", "partly_linear") else 0.99)
 
 
 def test_law_of_total_variance(ranked):

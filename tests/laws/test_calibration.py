@@ -1,5 +1,6 @@
 """Exact procedures are calibrated; one that is 10 % over-confident, or ignores its data, is found out."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from bayesmeta.inference.beliefs import Beta, FullGaussian, Weighted
 from bayesmeta.inference.dirichlet import DirichletBelief
+from bayesmeta.inference.kinds import KindsBelief
 from bayesmeta.inference.normal_inverse_gamma import NormalInverseGammaBelief
+from bayesmeta.inference.partly_linear import PartlyLinearBelief
 from bayesmeta.types import Belief
 from tests.laws.cases import EXACT, Case
 from tests.laws.sbc import p_value, pits, rejected
@@ -40,6 +43,17 @@ def _(belief: Beta) -> Beta:
 @overconfident.register
 def _(belief: Weighted) -> Weighted:
     return Weighted(belief.points, belief.log_weights * POWER, belief.cell)
+
+
+@overconfident.register
+def _(belief: KindsBelief) -> KindsBelief:
+    return dataclasses.replace(belief, log_weights=belief.log_weights * POWER)
+
+
+@overconfident.register
+def _(belief: PartlyLinearBelief) -> PartlyLinearBelief:
+    sums = ("log_weights", "information", "precision")
+    return dataclasses.replace(belief, **{name: getattr(belief, name) * POWER for name in sums})
 
 
 @overconfident.register

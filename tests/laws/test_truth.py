@@ -14,8 +14,11 @@ from torch.distributions import MultivariateNormal
 from bayesmeta.inference.guides import guide, posterior_guide
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.tasks.bernoulli_bandit import BernoulliBandit
-from bayesmeta.tasks.finite_hypotheses import FiniteHypotheses
+from bayesmeta.tasks.circles import Circles
+from bayesmeta.tasks.gp_functions import GPFunctions
 from bayesmeta.tasks.linear_gaussian import LinearGaussian
+from bayesmeta.tasks.pacoh_sinusoid import PacohSinusoid
+from bayesmeta.tasks.sine_or_line import SineOrLine
 from bayesmeta.tasks.sinusoid import Sinusoid
 from bayesmeta.tasks.tabular_transitions import TabularTransitions
 from bayesmeta.tasks.unknown_noise import UnknownNoise
@@ -27,9 +30,10 @@ BATCH, SHOTS = 4, 5
 each_exact = pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
 
 
-# Those with a predictive in closed form and reparameterised draws: all but the finitely many hypotheses and the grid.
+# Those with a predictive in closed form and reparameterised draws: all but the finitely many hypotheses and the grids.
+WEIGHTED = ("finite", "grid", "kinds", "partly_linear", "cells")
 each_conjugate = pytest.mark.parametrize(
-    "case", [case for case in EXACT if case.name not in ("grid", "finite")], ids=lambda case: case.name
+    "case", [case for case in EXACT if case.name not in WEIGHTED], ids=lambda case: case.name
 )
 
 
@@ -45,8 +49,10 @@ def data_of(case: Case, seed: int = 0) -> Context:
 def log_evidence(case: Case, data: Context) -> Tensor:
     """``log p(y | x)`` of each task by a formula that does not use the inference procedure."""
     family = case.family
-    if case.name in ("conjugate_linear", "conjugate_normal"):
+    if case.name in ("conjugate_linear", "conjugate_normal", "features"):
         model = family.model
+        if isinstance(family, GPFunctions):
+            data, model = model.featurised(data), model.weights
         x, y = (v.double() * data.mask.unsqueeze(-1) for v in (data.x, data.y))  # a row of zeros is data of pure noise
         covariance = x @ model.covariance.double() @ x.mT + model.noise**2 * torch.eye(SHOTS, dtype=torch.float64)
         joint = MultivariateNormal((x @ model.mean.double()), covariance).log_prob(y.squeeze(-1))
@@ -86,10 +92,30 @@ def log_evidence(case: Case, data: Context) -> Tensor:
                     total[b] += (urn[row, column] / urn[row].sum()).log()
                     urn[row, column] += 1
         return total
+    if isinstance(family, PacohSinusoid):
+        # Given amplitude and x-shift the targets are Gaussian together; a Riemann sum over those two.
+        axes = torch.linspace(0.7, 1.3, 121, dtype=torch.float64), torch.linspace(-0.5, 0.5, 201, dtype=torch.float64)
+        u = torch.cartesian_prod(*axes).expand(BATCH, -1, -1).transpose(0, 1).unsqueeze(-2)
+        x, y, real = data.x.double(), data.y.double().squeeze(-1), data.mask.double()
+        basis = family.model.basis(x) * real.unsqueeze(-1)
+        mean = family.model.curve(u, x).squeeze(-1) * real + basis @ torch.tensor([5.0, 0.5], dtype=torch.float64)
+        spread = basis @ torch.tensor([0.1, 0.2], dtype=torch.float64).square().diag() @ basis.mT
+        law = MultivariateNormal(mean, spread + 0.01 * torch.eye(SHOTS, dtype=torch.float64))
+        prior = torch.distributions.Normal(0.0, 0.1).log_prob(u[..., 0, 1]).log_softmax(0)
+        noise = torch.distributions.Normal(0.0, 0.1).log_prob(torch.zeros((), dtype=torch.float64))
+        return (prior + law.log_prob(y * real)).logsumexp(0) - noise * (~data.mask).sum(-1)
     # A finite sum, or a much finer Riemann sum than the grid of the case.
-    points = family.model.points if isinstance(family, FiniteHypotheses) else Sinusoid(resolution=400).exact.points
-    z = points.unsqueeze(1).expand(-1, BATCH, -1)
-    return family.model.log_likelihood(z, data).logsumexp(0) - math.log(len(points))
+    cells = FINER[case.name]().cells if isinstance(family, SineOrLine) else FINER.get(case.name, lambda: family.exact)()
+    z = cells.points.unsqueeze(1).expand(-1, BATCH, -1)
+    return (cells.log_weights.unsqueeze(1) + family.model.log_likelihood(z, data)).logsumexp(0)
+
+
+# Where a grid is not exact, one that is finer than that of the case.
+FINER = {
+    "grid": lambda: Sinusoid(noise=0.5, resolution=400).exact,
+    "kinds": lambda: SineOrLine(noise=1.0, resolution=200).exact,
+    "partly_linear": lambda: PacohSinusoid(resolution=200).exact,
+}
 
 
 @each_exact
@@ -113,7 +139,7 @@ def test_likelihood_is_normalised_in_the_targets(case: Case) -> None:
     values, width = torch.linspace(-30.0, 30.0, 12_001).unsqueeze(-1), 60.0 / 12_000
     if isinstance(case.family, BernoulliBandit):
         values, width = torch.tensor([[0.0], [1.0]]), 1.0
-    if isinstance(case.family, TabularTransitions):
+    if isinstance(case.family, TabularTransitions | Circles):
         values, width = torch.eye(case.family.spec.y_dim), 1.0
     values = values[:, None, None].expand(-1, BATCH, SHOTS, -1)
     log_prob = case.family.model.likelihood(z, data).log_prob(values)
@@ -126,10 +152,10 @@ def test_elbo_at_the_exact_posterior_is_the_evidence_without_variance(case: Case
     data, model = data_of(case), case.family.model
     evidence = float(log_evidence(case, data).sum())
     inference, tolerance = case.family.exact, 1e-3
-    if case.name == "grid":
+    if case.name in FINER:
         # The grid's density is constant within a cell, the model's is not: a draw half a cell from the centre, |t|
         # standard deviations from the mean, is off by |t| cell / (2 sd), here up to 0.1 per coordinate.
-        inference, tolerance = Sinusoid(noise=model.noise, resolution=400).exact, 0.5
+        inference, tolerance = FINER[case.name](), 0.5
     exact, no_update = (
         lambda _, q=belief.posterior: posterior_guide(q)
         for belief in (inference.update(inference.init(BATCH), data), inference.init(BATCH))

@@ -19,7 +19,15 @@ from tests.runs.jobs import assert_same_run, exit_code, lines, start, state, tin
 
 ALGORITHMS = sorted(f.name[:-5] for f in files("bayesmeta.configs").joinpath("algorithm").iterdir() if "yaml" in f.name)
 # What makes any algorithm quick, where it has a setting of that name: in itself or in how its episodes are made.
-SMALL = {"train_tasks": 4, "collect_tasks": 4, "meta_batch": 2, "updates": 2, "initial_episodes": 1, "rl_batch": 8}
+SMALL = {
+    "train_tasks": 4,
+    "collect_tasks": 4,
+    "meta_batch": 2,
+    "updates": 2,
+    "initial_episodes": 1,
+    "rl_batch": 8,
+    "steps": 2,
+}
 
 
 @pytest.fixture(scope="module")
