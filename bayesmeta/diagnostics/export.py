@@ -25,7 +25,7 @@ from bayesmeta.train import seeded
 from bayesmeta.types import Context, Inference, Spec
 
 _ROWS = 1 << 16  # rows of context given to an inference procedure at once, all tasks together
-_INPUTS = 1 << 23  # numbers of their inputs
+_PIXELS = 1 << 17  # and of images: convolutions make a hundred numbers of each, and keep them for a gradient
 _ELEMENTS = 1 << 24
 _SHOWN = 8  # tasks of which draws of the reference are kept
 _FIT_STATS = ("mean", "sd", "contraction", "kl", "z_score", "kl_total", "n_context", "k_hat", "log_q_true")
@@ -97,7 +97,9 @@ def results_from(
             f"{list(sizes)}"
         )
     with seeded(seed):
-        groups = _belief_groups(context, _Beliefs(inference, sizes, draws, model, truth, reference))
+        groups = _belief_groups(
+            context, _Beliefs(inference, sizes, draws, model, truth, reference), tasks_at_once(context, spec)
+        )
     groups["constant_data"] = xr.Dataset(
         {f"{name}_true": ("task", _array(params[:, m])) for m, name in enumerate(spec.param_names)}
     )
@@ -200,6 +202,12 @@ class _Beliefs:
         return found
 
 
+def tasks_at_once(context: Context, spec: Spec) -> int:
+    """How many tasks with so many data each an inference procedure is given at once."""
+    rows = max(1, context.size)
+    return max(1, _PIXELS // (rows * spec.x_dim) if spec.x_shape else _ROWS // rows)
+
+
 def _for_tasks(inference: Any, rows: slice) -> Any:
     return inference.of_tasks(rows) if isinstance(inference, OfTasks) else inference
 
@@ -224,10 +232,8 @@ def posterior_after(inference: Inference, data: Context) -> Distribution:
     return (inference.update(belief, data) if data.size else belief).posterior
 
 
-def _belief_groups(context: Context, beliefs: _Beliefs) -> dict[str, xr.Dataset]:
+def _belief_groups(context: Context, beliefs: _Beliefs, per_chunk: int) -> dict[str, xr.Dataset]:
     """posterior, prior, sample_stats, fit_stats and what there is to compare with, computed a few tasks at a time."""
-    rows = max(1, context.size)
-    per_chunk = max(1, min(_ROWS // rows, _INPUTS // (rows * max(1, context.x.shape[-1]))))
     chunks = [beliefs.of(context, slice(b, b + per_chunk)) for b in range(0, context.batch, per_chunk)]
     found = {name: np.concatenate([chunk[name] for chunk in chunks], _task_axis(name)) for name in _in_all(chunks)}
     per_draw = ("draw", "context_step", "task")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayesmeta.diagnostics.calibration import calibration, ranks
 from bayesmeta.diagnostics.decoding import decode, decoded_ranks, exact_curve
-from bayesmeta.diagnostics.export import MAX_NUMBERS, context_sizes, inference_kind, results_from
+from bayesmeta.diagnostics.export import MAX_NUMBERS, context_sizes, inference_kind, results_from, tasks_at_once
 from bayesmeta.diagnostics.functional import (
     FunctionValues,
     misfit,
@@ -68,7 +68,7 @@ def learner_results(
     params = family.sample(tasks, "test", generator)
     data = family.context(params, sizes[-1] + ways * -(-QUERIES // ways), generator)
     context, query = data.rows(0, sizes[-1]), shuffled(data.rows(sizes[-1], data.size), generator)
-    context, query = to(context, device), to(query, device)
+    context, query, at_once = to(context, device), to(query, device), tasks_at_once(context, spec)
 
     shared, truth = not spec.x_shape, None
     if shared:
@@ -101,13 +101,13 @@ def learner_results(
     if shared and (exact := exact_posterior(family)) is not None:
         tree["exact"] = xr.DataTree(exact_curve(exact, to(context, "cpu"), tree))
     predicted = predicted_after(
-        inference, model, context, query, draws=draws, seed=derived_seed(seed, "diagnostics predictions")
+        inference, model, context, query, spec, draws=draws, seed=derived_seed(seed, "diagnostics predictions")
     )
     tree["predictive"] = xr.DataTree(predictive_group(predicted, tree["posterior"]["task"].to_numpy(), seed))
     if _has_ood(family):
         tree["ood"] = xr.DataTree(ood_group(_areas(learner, family, tree, tasks, draws, seed)))
     if isinstance(inference, GradientDescent):
-        few = max(2, min(_IMPLIED_TASKS, _IMPLIED_NUMBERS // inference.init(1).z.shape[1]))
+        few = max(2, min(_IMPLIED_TASKS, _IMPLIED_NUMBERS // inference.init(1).z.shape[1], at_once))
         tree.attrs["implied_prior"] = implied_table(inference, _first(context, few))
     return tree
 

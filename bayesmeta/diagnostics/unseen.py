@@ -12,21 +12,28 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Distribution
 
-from bayesmeta.diagnostics.export import posterior_after
+from bayesmeta.diagnostics.export import posterior_after, tasks_at_once
 from bayesmeta.diagnostics.predictive import Predictive, class_reliability, predict, predictive_scores
 from bayesmeta.diagnostics.scores import Auroc
 from bayesmeta.diagnostics.uniformity import pit
 from bayesmeta.models.network_model import inductive
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.train import derived_seed, seeded
-from bayesmeta.types import Context, Inference
+from bayesmeta.types import Context, Inference, Spec
 
 ELEMENTS = 1 << 25  # numbers of all draws of a latent in memory at once: 128 MiB in fp32
 
 
 @torch.no_grad()
 def predicted_after(
-    inference: Inference, model: TaskModel, support: Context, query: Context, *, draws: int = 200, seed: int = 0
+    inference: Inference,
+    model: TaskModel,
+    support: Context,
+    query: Context,
+    spec: Spec,
+    *,
+    draws: int = 200,
+    seed: int = 0,
 ) -> Predictive:
     """The predictive of the ``query`` data from the belief after ``support``, each datum by itself.
 
@@ -34,8 +41,8 @@ def predicted_after(
     evaluated once and not for every draw.
     """
     prior = inference.init(1).posterior
-    per_task = prior.event_shape.numel() * (1 if isinstance(prior, Delta) else draws) + support.x[0].numel()
-    at_once = max(1, ELEMENTS // per_task)
+    per_task = prior.event_shape.numel() * (1 if isinstance(prior, Delta) else draws)
+    at_once = max(1, min(ELEMENTS // per_task, tasks_at_once(support, spec)))
     parts = []
     for start in range(0, support.batch, at_once):
         seen, asked = (Context(*(v[start : start + at_once] for v in (c.x, c.y, c.mask))) for c in (support, query))

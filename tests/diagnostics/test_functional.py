@@ -352,7 +352,7 @@ def test_queries_are_none_of_the_data_seen():
 
     _, context = data(5, 9)
     support, query = context.rows(0, 6), context.rows(6, 9)
-    predicted = predicted_after(Watching(), learner.inference.model, support, query, draws=40)
+    predicted = predicted_after(Watching(), learner.inference.model, support, query, FAMILY.spec, draws=40)
     assert predicted.y.shape == (5, 3, 1) and torch.equal(asked[0], support.x)
     exact = FAMILY.exact.update(FAMILY.exact.init(5), support)
     law = FAMILY.exact.predictive(exact, query.x)
@@ -364,9 +364,9 @@ def test_tasks_in_parts_predict_the_same(monkeypatch):
     model = Diagonal().model
     _, context = data(5, 9)
     inference = PointOf(model)
-    whole = predicted_after(inference, model, context.rows(0, 6), context.rows(6, 9), draws=40)
+    whole = predicted_after(inference, model, context.rows(0, 6), context.rows(6, 9), FAMILY.spec, draws=40)
     monkeypatch.setattr("bayesmeta.diagnostics.unseen.ELEMENTS", 40)
-    parts = predicted_after(inference, model, context.rows(0, 6), context.rows(6, 9), draws=40)
+    parts = predicted_after(inference, model, context.rows(0, 6), context.rows(6, 9), FAMILY.spec, draws=40)
     for name in ("y", "mask", "log_density", "mean", "aleatoric", "epistemic"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
     assert parts.draws.shape == whole.draws.shape == (40, 5, 3, 1)
