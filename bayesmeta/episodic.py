@@ -68,11 +68,13 @@ class Learner(abc.ABC):
         """What an update descends on: a mean over tasks."""
 
     def setup(self, family: TaskFamily, seed: int) -> None:
-        """Where tasks will be drawn from. Nothing is drawn yet."""
+        """Where tasks will be drawn from. Raises ValueError if it has no tasks of that many data."""
         if not isinstance(family, SupervisedFamily):
             raise ValueError(
                 f"{type(self).__name__} needs a supervised family, with `context`, got {type(family).__name__}"
             )
+        tried = torch.Generator(self.device).manual_seed(seed)
+        family.context(family.sample(1, "train", tried), self.episodes.shots + self.episodes.queries, tried)
         self._family = family
         self._generator = torch.Generator(self.device).manual_seed(seed)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesmeta import checkpoint
+from bayesmeta.config import ConfigError
 from bayesmeta.evaluate import evaluate, predictive_curve
 from bayesmeta.folder import RunFolder, write_atomically
 from bayesmeta.guards import NonFiniteError, check_finite
@@ -153,7 +154,10 @@ class _Run:
     def begin(self) -> None:
         """Set the algorithm up, then put back what was saved, the random streams last."""
         with self.guarded(), self.stop.abandonable():
-            self.algorithm.setup(self.family, self.seed)
+            try:
+                self.algorithm.setup(self.family, self.seed)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         found = checkpoint.load_latest(self.folder.checkpoints) if self.folder else None
         if found is None:
             return

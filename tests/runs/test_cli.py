@@ -81,6 +81,10 @@ OWN = ["--config-dir", str(CONFIGS), "algorithm=tiny", "task=short"]
         ),
         ([*OWN, "algorithm.discount=high"], r"algorithm\.discount = high: expected a number, got a string"),
         ([*OWN, "task=quiz"], r"task = quiz: PEARL needs a control task, this is supervised\. Valid tasks: .*short"),
+        (
+            ["algorithm=maml"],
+            r"task = point_goal: MAML needs a supervised task, this is control\. Valid tasks: .*sinusoid",
+        ),
         (["algorithm.widths=[1"], r"algorithm\.widths=\[1: expected key=value"),
         (["resume=must"], r"resume = must: there is no checkpoint in .*use resume=auto"),
     ],
@@ -99,6 +103,12 @@ def test_a_constructors_objection_is_one_clear_error_too(tmp_path):
     assert done.process.exitcode == 2
     assert re.fullmatch(r"error: PEARL: expected meta_batch \(9\) .*\n", done.stderr)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_family_without_enough_data_is_one_clear_error(tmp_path):
+    done = cli("train", "algorithm=maml", "task=sinusoid", "task.train_tasks=20", "task.train_shots=19", cwd=tmp_path)
+    assert done.process.exitcode == 2
+    assert re.fullmatch(r"error: FixedTasks: expected at most 19 data .* got shots = 20, .*\n", done.stderr)
 
 
 @pytest.mark.parametrize(
