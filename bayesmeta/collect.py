@@ -8,7 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmeta.guards import check_finite
-from bayesmeta.types import Belief, Context, Explorer, Inference, Spec, TaskEnv, Transitions, concat
+from bayesmeta.types import (
+    Belief,
+    Context,
+    Explorer,
+    Inference,
+    RecurrentPolicy,
+    Spec,
+    TaskEnv,
+    Transitions,
+    concat,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ def collect(
         if _redraws(explorer, k):
             z = explorer.latent(start if k < explorer.prior_episodes else belief)
         latents.append(z)
-        episode = _episode(env, explorer, spec, z, evidence, seed if k == 0 else None)
+        episode = _episode(env, explorer, spec, z, evidence, k, seed if k == 0 else None)
         if explorer.redraw != 0:
             evidence.add(episode)
         before, belief = belief, evidence.belief
@@ -102,16 +112,17 @@ def _last(data: Context, window: int) -> Context:
 
 
 def _episode(
-    env: TaskEnv, explorer: Explorer, spec: Spec, z: Tensor, evidence: _Evidence, seed: int | None
+    env: TaskEnv, explorer: Explorer, spec: Spec, z: Tensor, evidence: _Evidence, k: int, seed: int | None
 ) -> Transitions:
-    """One episode of every task; where the latent is redrawn at every step, ``evidence`` grows with each."""
-    obs, _ = env.reset(seed=seed)
+    """The ``k``-th episode of every task; where the latent is redrawn at every step, ``evidence`` grows with each."""
+    first = k < explorer.prior_episodes
+    act = _Acting(explorer.exploration if first and explorer.exploration is not None else explorer.policy, env, spec)
+    obs, _ = env.reset(seed=seed, options={"explore": first} if spec.reward_free else None)
     check_finite(observation=obs)
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=obs.device)
     steps: list[tuple[Tensor, ...]] = []
     for t in range(spec.horizon):
-        action_law = explorer.policy(obs, z)
-        action = action_law.mode if explorer.deterministic else action_law.sample()
+        action = act(obs, z, explorer.deterministic)
         next_obs, reward, terminated, truncated, info = env.step(action)
         shaped = info.get("training_reward", reward)
         over = terminated | truncated if t + 1 < spec.horizon else torch.ones_like(terminated)
@@ -126,6 +137,24 @@ def _episode(
         if t + 1 < spec.horizon and not bool(alive.any()):
             break
     return _checked(_stack(steps))
+
+
+class _Acting:
+    """A policy in the course of one episode, with what it remembers of it if it does."""
+
+    def __init__(self, policy: Any, env: TaskEnv, spec: Spec) -> None:
+        self.policy, self.memory = policy, None
+        self.recurrent = isinstance(policy, RecurrentPolicy)
+        if self.recurrent:
+            self.memory, self.previous = policy.begin(env.num_envs), torch.zeros(env.num_envs, spec.action_dim)
+
+    def __call__(self, obs: Tensor, z: Tensor, deterministic: bool) -> Tensor:
+        if self.recurrent:
+            law, self.memory = self.policy.act(obs, self.previous.to(obs), z, self.memory)
+        else:
+            law = self.policy(obs, z)
+        self.previous = law.mode if deterministic else law.sample()
+        return self.previous
 
 
 def _checked(record: Transitions) -> Transitions:

@@ -133,6 +133,12 @@ class Spec:
     families. ``dynamics_vary`` says that next observations carry information about the task. ``classes`` says that a
     target is the one-hot code of one of ``y_dim`` classes. ``x_shape`` is the shape of an input that is more than a
     vector, an image ``(channels, height, width)`` for instance, whose product is ``x_dim``: a datum holds it flat.
+
+    Control may be discrete: ``actions`` is then the number of actions, and an action is the one-hot code of one of
+    them, ``action_dim = actions``. ``obs_sizes`` and ``param_sizes`` are the numbers of values of each component of an
+    observation and of the task parameters where those are integers ``0, ..., size - 1``. ``reward_free`` says that a
+    trial may begin with episodes of exploration, ``reset(options={"explore": True})``, which pay nothing and give no
+    instruction.
     """
 
     name: str
@@ -145,10 +151,25 @@ class Spec:
     dynamics_vary: bool = False
     classes: bool = False
     x_shape: tuple[int, ...] = ()
+    actions: int = 0
+    obs_sizes: tuple[int, ...] = ()
+    param_sizes: tuple[int, ...] = ()
+    reward_free: bool = False
 
     def __post_init__(self) -> None:
         if self.x_shape and math.prod(self.x_shape) != self.x_dim:
             raise ValueError(f"Spec: expected x_shape with {self.x_dim} numbers, as x_dim says, got {self.x_shape}")
+        if self.actions and self.actions != self.action_dim:
+            raise ValueError(
+                f"Spec: expected action_dim = {self.actions}, since each of so many actions is a one-hot code, got "
+                f"{self.action_dim}"
+            )
+        for name, sizes, dim in (
+            ("obs_sizes", self.obs_sizes, self.obs_dim),
+            ("param_sizes", self.param_sizes, self.param_dim),
+        ):
+            if sizes and (len(sizes) != dim or min(sizes) < 1):
+                raise ValueError(f"Spec: expected {dim} numbers >= 1 as {name}, one for each component, got {sizes}")
 
     @property
     def param_dim(self) -> int:
@@ -171,6 +192,33 @@ class Spec:
         """The spec of a control family: a datum is ``(s, a) -> r`` or, where the dynamics vary, ``(r, s')``."""
         y_dim = 1 + (obs_dim if dynamics_vary else 0)
         return Spec(name, obs_dim + action_dim, y_dim, param_names, obs_dim, action_dim, horizon, dynamics_vary)
+
+    @staticmethod
+    def discrete(
+        name: str,
+        *,
+        obs_sizes: tuple[int, ...],
+        actions: int,
+        horizon: int,
+        params: dict[str, int],
+        reward_free: bool = True,
+    ) -> "Spec":
+        """The spec of a control family of integers, whose dynamics vary: ``params`` are names and numbers of values."""
+        width = len(obs_sizes)
+        return Spec(
+            name,
+            width + actions,
+            1 + width,
+            tuple(params),
+            width,
+            actions,
+            horizon,
+            dynamics_vary=True,
+            actions=actions,
+            obs_sizes=obs_sizes,
+            param_sizes=tuple(params.values()),
+            reward_free=reward_free,
+        )
 
 
 @runtime_checkable
@@ -248,25 +296,48 @@ class ControlFamily(TaskFamily, Protocol):
         ...
 
 
+@runtime_checkable
+class RecurrentPolicy(Protocol):
+    """A policy that remembers what it saw and did in an episode, besides being conditioned on a latent.
+
+    It is pure: what it remembers is a value, given to it and returned.
+    """
+
+    def begin(self, batch: int) -> Any:
+        """What is remembered at the start of an episode."""
+        ...
+
+    def act(
+        self, obs: Float[Tensor, "B S"], previous: Float[Tensor, "B A"], z: Float[Tensor, "B Z"], memory: Any
+    ) -> tuple[Distribution, Any]:
+        """The law of the next action after also seeing ``obs``, and what is remembered from now on.
+
+        ``previous`` is the action before it, 0 in all components at the start.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Explorer:
     """How behaviour follows from a belief. Data, no subclasses.
 
-    ``policy(obs, z)`` acts; ``reads`` says what of the belief becomes ``z`` (a posterior draw, its mean, or mean and
-    log standard deviation); ``redraw`` is the number of episodes between redraws of ``z``, counted from the end of the
-    prior episodes (0 = every step); ``deterministic`` takes the policy's mode instead of a draw; ``window`` keeps only
-    the last so many transitions for inference (None = all); the first ``prior_episodes`` episodes of a trial draw ``z``
-    from the belief it began with whatever has been seen; ``bonus(belief_before, belief_after, transitions) -> [B, T]``
-    is added to an episode's training reward.
+    ``policy(obs, z)`` acts, or a :class:`RecurrentPolicy`; ``reads`` says what of the belief becomes ``z`` (a posterior
+    draw, its mean, or mean and log standard deviation); ``redraw`` is the number of episodes between redraws of ``z``,
+    counted from the end of the prior episodes (0 = every step); ``deterministic`` takes the policy's mode instead of a
+    draw; ``window`` keeps only the last so many transitions for inference (None = all); the first ``prior_episodes``
+    episodes of a trial draw ``z`` from the belief it began with whatever has been seen, and follow ``exploration`` if
+    there is such a policy, without reward where the family has such episodes; ``bonus(belief_before, belief_after,
+    transitions) -> [B, T]`` is added to an episode's training reward.
     """
 
-    policy: Callable[..., Any]
+    policy: Callable[..., Any] | RecurrentPolicy
     reads: Literal["sample", "mean", "moments"] = "sample"
     redraw: int = 1
     deterministic: bool = False
     window: int | None = None
     prior_episodes: int = 1
     bonus: Callable[..., Tensor] | None = None
+    exploration: Callable[..., Any] | RecurrentPolicy | None = None
 
     def latent(self, belief: Belief) -> Float[Tensor, "B Z"]:
         """What the policy is conditioned on."""
