@@ -1,5 +1,6 @@
 """Collection with environments, policies and beliefs so small that every number is known."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -331,3 +332,54 @@ def test_nan_of_a_finished_row_is_nobodys_business():
     rollout = run(Steps(lengths=(1, 9)), policy=lambda obs, z: Fixed(z))
     assert rollout.transitions.reward.isnan().any()  # the trap was armed
     assert rollout.returns.tolist() == [[11, 21, 31, 41], RETURNS]
+
+
+class Counting:
+    """Acts with how many observations it has seen in this episode, plus what it did last, plus the latent."""
+
+    def __init__(self):
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self, batch):
+        return torch.zeros(batch, 1)
+
+    def act(self, obs, previous, z, memory):
+        self.seen.append((obs, previous))
+        return Independent(Normal(memory + 1 + previous, 1e-6), 1), memory + 1
+
+
+def test_a_recurrent_policy_remembers_its_episode_and_its_last_action():
+    policy, env = Counting(), Steps((9, 9))
+    rollout = collect(env, Explorer(policy, deterministic=True), Sum(), SPEC, episodes=2)
+    for episode in rollout.episodes:  # 1, then 2 + 1, then 3 + 3: both begin anew
+        assert episode.action[..., 0].tolist() == [[1.0, 3.0, 6.0]] * 2
+    assert not policy.seen[0][1].any() and not policy.seen[3][1].any()
+
+
+class Phases(Steps):
+    """Steps that also note which episodes were asked for as exploration."""
+
+    def __init__(self):
+        super().__init__((9,))
+        self.options = []
+
+    def reset(self, *, seed=None, options=None):
+        self.options.append(options)
+        return super().reset(seed=seed)
+
+
+@pytest.mark.parametrize("prior_episodes", [0, 1, 2])
+def test_exploration_is_a_policy_and_a_kind_of_episode_of_its_own(prior_episodes):
+    spec, env = dataclasses.replace(SPEC, reward_free=True), Phases()
+    explore, execute = (lambda obs, z, v=v: Independent(Normal(torch.full((1, 1), v), 1e-6), 1) for v in (0.25, 0.75))
+    explorer = Explorer(execute, deterministic=True, exploration=explore, prior_episodes=prior_episodes)
+    collect(env, explorer, Sum(), spec, episodes=3)
+    first = [k < prior_episodes for k in range(3)]
+    assert env.options == [{"explore": f} for f in first]
+    assert [float(env.actions[3 * k]) for k in range(3)] == [0.25 if f else 0.75 for f in first]
+
+
+def test_families_with_rewards_throughout_are_reset_without_options():
+    env = Phases()
+    collect(env, Explorer(Counting(), deterministic=True), Sum(), SPEC, episodes=1)
+    assert env.options == [None]

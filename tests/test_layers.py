@@ -26,7 +26,7 @@ LAYERS = (
     ("types", "guards"),
     ("models",),
     ("inference",),
-    ("rl", "tasks", "replay", "collect", "episodic"),
+    ("rl", "tasks", "replay", "trial_replay", "collect", "episodic"),
     ("algorithms",),
     (
         *("train", "evaluate", "diagnostics", "cli"),

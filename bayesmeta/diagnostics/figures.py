@@ -31,6 +31,7 @@ _DIMENSIONS = 6  # latent dimensions drawn at most, those with the most informat
 _REFERENCE_NAMES = {
     "oracle": "oracle: told the task",
     "still": "standing still",
+    "walking": "without knowing the task",
     "upper_bound": "upper bound",
     "thompson": "exact posterior sampling",
     "bayes_optimal": "Bayes-optimal",

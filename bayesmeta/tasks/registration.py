@@ -22,6 +22,12 @@ IDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bayesmeta/HumanoidDir-v1": ("humanoid_dir:HumanoidDir", _BODY),
     "bayesmeta/WalkerParams-v1": ("walker_params:WalkerParams", _BODY),
     "bayesmeta/HopperParams-v1": ("hopper_params:HopperParams", _BODY),
+    "bayesmeta/SmallMap-v1": ("bus:Bus", {"variant": "small_map"}),
+    "bayesmeta/Map-v1": ("bus:Bus", {"variant": "map"}),
+    "bayesmeta/VanillaBus-v1": ("bus:Bus", {"variant": "vanilla"}),
+    "bayesmeta/DistractingBus-v1": ("bus:Bus", {"variant": "distraction"}),
+    "bayesmeta/Cooking-v1": ("cooking:Cooking", {}),
+    "bayesmeta/Reveal-v1": ("reveal:Reveal", {}),
 }
 """Id -> (module of ``bayesmeta.tasks`` : family, the arguments that the id fixes). Versions are those of the specs."""
 

@@ -27,6 +27,13 @@ SMALL = {
     "initial_episodes": 1,
     "rl_batch": 8,
     "steps": 2,
+    "trials": 4,
+    "trials_per_iteration": 8,
+    "batch": 4,
+    "capacity": 64,
+    "execute_after": 8,
+    "explore_after": 8,
+    "steps_per_update": 8,
 }
 
 
@@ -49,11 +56,12 @@ def test_the_comparison_sees_a_single_bit(whole):
 def test_every_algorithm_resumes_bit_exactly(name, tmp_path):
     with initialize_config_module("bayesmeta.configs", version_base="1.3"):
         composed = OmegaConf.to_container(compose("train", [f"algorithm={name}"]), resolve=True)
-        if composed["algorithm"]["_schema_"]["_task_"] == "supervised":
-            task = "digits" if name == "versa" else "sinusoid"
+        kind = composed["algorithm"]["_schema_"]["_task_"]
+        if kind != "control":
+            task = "map_5" if kind == "discrete" else "digits" if name == "versa" else "sinusoid"
             composed = OmegaConf.to_container(compose("train", [f"algorithm={name}", f"task={task}"]), resolve=True)
     config = without_schema(composed)
-    for settings in (config["algorithm"], config["algorithm"].get("episodes", {})):
+    for settings in (config["algorithm"], *(config["algorithm"].get(part, {}) for part in ("episodes", "schedule"))):
         settings |= {key: value for key, value in SMALL.items() if key in settings}
 
     def session(run_dir, iterations):

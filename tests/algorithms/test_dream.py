@@ -1,0 +1,230 @@
+"""DREAM: bonuses that telescope, losses that are the ELBO's, and gradients that are zero where they must be."""
+
+import warnings
+
+import pytest
+import torch
+from torch.distributions import OneHotCategorical, kl_divergence
+
+from bayesmeta.algorithms.dream import DREAM, _Informed
+from bayesmeta.evaluate import evaluate
+from bayesmeta.models.randomness import torch_seeded
+from bayesmeta.rl.q_learner import Schedule
+from bayesmeta.tasks.bus import SmallMap
+from bayesmeta.trial_replay import Trials
+from bayesmeta.types import Spec
+
+FAMILY = SmallMap()
+QUICK = Schedule(trials=16, trials_per_iteration=32, batch=8, execute_after=16, explore_after=16, steps_per_update=32)
+FORMS = ["kl", "hinge"]
+
+
+def agent(seed=0, **options) -> DREAM:
+    with torch_seeded(seed):
+        algorithm = DREAM(FAMILY.spec, **{"latent_dim": 6, "schedule": QUICK, **options})
+    algorithm.setup(FAMILY, seed)
+    return algorithm
+
+
+@pytest.fixture(params=FORMS)
+def trained(request) -> DREAM:
+    algorithm = agent(bottleneck=request.param)
+    with torch_seeded(1):
+        algorithm.step()
+    return algorithm
+
+
+def batch(algorithm: DREAM, count=12) -> Trials:
+    return algorithm.replay.sample(count, torch.Generator().manual_seed(3))
+
+
+def test_bonuses_telescope_to_what_the_whole_trajectory_told(trained):
+    trials = batch(trained)
+    code = trained.told(trials.params)
+    start = trained.inference.init(12)
+    end = trained.inference.update(start, trials.explore.context(next_obs=True))
+    nats = [-(code.entropy() + kl_divergence(code, b.posterior)) for b in (start, end)]  # E_code log q
+    steps = trials.explore.mask.sum(1)
+    expected = trained.unit * (nats[1] - nats[0]) - trained.cost * steps
+    found = trained.bonus(trials)
+    assert steps.min() < steps.max()
+    torch.testing.assert_close(found.sum(1), expected, rtol=1e-4, atol=1e-4)
+    assert not found[~trials.explore.mask].any()
+
+
+def test_published_bonuses_are_differences_of_squared_distances():
+    algorithm = agent(bottleneck="hinge")
+    with torch_seeded(1):
+        algorithm.step()
+    trials = batch(algorithm)
+    belief, context = algorithm.inference.init(12), trials.explore.context(next_obs=True)
+    means = [belief.mean]
+    for t in range(context.size):
+        belief = algorithm.inference.update(belief, context.rows(t, t + 1))
+        means.append(belief.mean)
+    distance = (algorithm.told(trials.params).mean.unsqueeze(0) - torch.stack(means)).square().sum(-1).T
+    expected = (distance[:, :-1] - distance[:, 1:] - 0.1).masked_fill(~trials.explore.mask, 0.0)
+    torch.testing.assert_close(algorithm.bonus(trials), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_bonuses_are_relabelled_with_the_latest_code_and_belief(trained):
+    trials = batch(trained)
+    before = trained.bonus(trials)
+    with torch.no_grad():
+        trained.told.layers[-1].bias.add_(0.5)
+    assert not torch.allclose(trained.bonus(trials), before)
+
+
+def test_the_objective_is_the_elbo_of_the_td_error():
+    algorithm = agent(kl_weight=0.3)
+    with torch_seeded(1):
+        algorithm.step()
+    trials = batch(algorithm)
+    with torch_seeded(5):
+        parts = algorithm.execution_loss(trials)
+    code = algorithm.told(trials.params)
+    scanned = algorithm.inference.update(algorithm.inference.init(12), trials.explore.context(next_obs=True))
+    with torch_seeded(5):
+        z = code.rsample()
+    every_second = torch.arange(12) % 2 == 1
+    z = torch.where(every_second.unsqueeze(1), scanned.mean, z)
+    execute = algorithm.execute
+    td = algorithm._td(execute, trials.execute, trials.execute.reward, z).mean()
+    prior = algorithm._prior(12)
+    kl = kl_divergence(code, prior).mean()
+    torch.testing.assert_close(parts["execution_loss"], td + 0.3 * kl, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts["code_nats"], kl, rtol=1e-5, atol=1e-5)
+
+
+def test_the_belief_is_trained_at_every_prefix_by_draws_of_the_code(trained):
+    trials = batch(trained)
+    code = trained.told(trials.params)
+    context, nats = trials.explore.context(next_obs=True), []
+    for n in range(context.size + 1):
+        belief = trained.inference.update(trained.inference.init(12), context.rows(0, n)).posterior
+        real = trials.explore.mask[:, n - 1] if n else torch.ones(12, dtype=torch.bool)
+        nats.append((code.entropy() + kl_divergence(code, belief))[real])
+    expected = trained.unit * torch.cat(nats).mean()
+    torch.testing.assert_close(trained.execution_loss(trials)["decoder_loss"], expected, rtol=1e-4, atol=1e-4)
+
+
+def gradients(loss, module):
+    found = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True, retain_graph=True)
+    return sum(0.0 if g is None else float(g.abs().sum()) for g in found)
+
+
+def test_gradients_go_where_they_must_and_nowhere_else(trained):
+    trials = batch(trained)
+    parts = trained.execution_loss(trials)
+    assert gradients(parts["decoder_loss"], trained.inference) > 0
+    assert gradients(parts["decoder_loss"], trained.told) == 0  # the code is what the belief is trained to find
+    assert gradients(parts["decoder_loss"], trained.execute.q) == 0
+    for module in (trained.told, trained.inference, trained.execute.q):
+        assert gradients(parts["execution_loss"], module) > 0
+    assert gradients(parts["loss"], trained.explore.q) == 0
+    assert not any(
+        p.requires_grad for learner in (trained.execute, trained.explore) for p in learner.target.parameters()
+    )
+    explored = trained.exploration_loss(trials)["loss"]
+    assert gradients(explored, trained.explore.q) > 0
+    for module in (trained.told, trained.inference, trained.execute.q):
+        assert gradients(explored, module) == 0
+
+
+def test_the_td_error_reaches_the_code_of_the_told_tasks_and_the_belief_of_the_others(trained):
+    trials = batch(trained)
+    code = torch.zeros(12, 6, requires_grad=True)
+    inferred = torch.zeros(12, 6, requires_grad=True)
+    factor = trained._factor(code, (trials.execute, inferred)).sum()
+    by_code, by_belief = torch.autograd.grad(factor, (code, inferred))
+    told = torch.arange(12) % 2 == 0
+    assert not by_code[~told].any() and by_code[told].any()
+    assert not by_belief[told].any() and by_belief[~told].any()
+
+
+def test_the_hinge_is_free_below_its_bound_and_pulls_above():
+    for hinge, pulled in ((1e6, False), (0.0, True)):
+        algorithm = agent(bottleneck="hinge", hinge=hinge)
+        with torch_seeded(1):
+            algorithm.step()
+        trials = batch(algorithm)
+        with torch_seeded(5):
+            parts = algorithm.execution_loss(trials)
+        with torch_seeded(5):
+            z = algorithm.told(trials.params).rsample()
+        context = trials.explore.context(next_obs=True)
+        inferred = algorithm.inference.update(algorithm.inference.init(12), context).mean
+        td = -algorithm._factor(z, (trials.execute, inferred)).mean()
+        penalty = parts["execution_loss"] - td
+        mean = algorithm.told(trials.params).mean.square().sum(-1).mean()
+        torch.testing.assert_close(penalty, mean if pulled else torch.tensor(hinge), rtol=1e-5, atol=1e-4)
+
+
+def test_exploration_sees_neither_instruction_nor_reward_nor_task():
+    algorithm = agent()
+    with torch_seeded(1):
+        algorithm.step()
+    explored = batch(algorithm, 30).explore
+    assert not explored.obs[..., -1].any() and not explored.next_obs[..., -1].any() and not explored.reward.any()
+    actions = []
+    for task in (0.0, 17.0):  # the same seed in two tasks: the same steps as long as the same is seen
+        rollout = evaluate(algorithm, FAMILY, torch.full((4, 1), task), episodes=2, seed=0)
+        actions.append(rollout.episodes[0].action[:, 0])
+    assert torch.equal(*actions)
+
+
+def test_every_second_task_is_executed_by_its_belief_and_the_others_by_the_code():
+    read = []
+
+    class Spying:
+        def begin(self, batch):
+            return None
+
+        def act(self, obs, previous, z, memory):
+            read.append(z)
+            return OneHotCategorical(torch.ones(4, 9)), memory
+
+    _Informed(Spying(), torch.ones(4, 2)).act(torch.zeros(4, 5), torch.zeros(4, 9), torch.zeros(4, 2), None)
+    assert read[0].tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+
+
+def test_several_executions_share_one_belief():
+    algorithm = agent(execution_episodes=3)
+    rollout = evaluate(algorithm, FAMILY, FAMILY.identifiers("test"), episodes=4)
+    assert torch.equal(rollout.latents[:, 1], rollout.latents[:, 2])
+    assert torch.equal(rollout.latents[:, 1], rollout.latents[:, 3])
+    with torch_seeded(1):
+        algorithm._collect()
+    assert algorithm.replay.added == 3 * 16
+
+
+def test_an_exploration_that_gives_up_is_reported_once_with_what_to_change():
+    algorithm = agent(
+        schedule=Schedule(trials=16, trials_per_iteration=32, batch=8, execute_after=16, explore_after=16)
+    )
+    stopped = {"epsilon": 0.05, "collect/exploration_steps": 1.0, "collect/bonus": -0.1, "execute/code_nats": 0.01}
+    algorithm.replay.added = 10**4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        algorithm._look_for_collapse({**stopped, "epsilon": 0.5})  # still random
+        algorithm._look_for_collapse({**stopped, "collect/bonus": 3.0})  # one step tells all
+        algorithm._look_for_collapse({**stopped, "collect/exploration_steps": 3.0})
+    with pytest.warns(UserWarning, match=r"exploration ends after 1\.0 steps and tells 0 of .* lower kl_weight"):
+        algorithm._look_for_collapse(stopped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        algorithm._look_for_collapse(stopped)
+
+
+def test_checkpoints_of_the_explorer_hold_nothing_of_code_and_belief(trained):
+    names = trained.state_dict()["explore"]["q"]
+    assert not any("told" in name or "read" in name for name in names)
+    parameters = {id(p) for p in trained.explore.parameters}
+    assert not parameters & {id(p) for module in (trained.told, trained.inference) for p in module.parameters()}
+    assert not parameters & {id(p) for p in trained.explore.target.parameters()}
+
+
+def test_other_families_are_refused():
+    spec = Spec.control("line", obs_dim=2, action_dim=1, horizon=3, param_names=("p",))
+    with pytest.raises(ValueError, match="DREAM needs a control family with discrete actions and episodes free of"):
+        DREAM(spec)
