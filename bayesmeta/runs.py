@@ -20,7 +20,9 @@ from bayesmeta.folder import RunFolder, write_atomically
 from bayesmeta.train import Evaluating, Saving, Summary, derived_seed, seeded, train
 from bayesmeta.types import Agent, Algorithm, ControlFamily, SupervisedFamily, TaskFamily
 
-_OWN = re.compile(r"bayesmeta\.((algorithms|tasks)\.[a-z_0-9]+|episodic|models\.architectures)\.[A-Z][A-Za-z0-9]*")
+_OWN = re.compile(
+    r"bayesmeta\.((algorithms|tasks)\.[a-z_0-9]+|episodic|models\.architectures|rl\.q_learner)\.[A-Z][A-Za-z0-9]*"
+)
 
 
 @dataclass(frozen=True)

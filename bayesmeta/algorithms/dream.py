@@ -67,7 +67,8 @@ _BOUNDS = (0.05, 1.0), (0.05, 2.0)  # of those that are learned
 class DREAM:
     """DREAM on a family of discrete control with episodes free of reward. See the module's docstring.
 
-    ``kl_weight`` is the price of a nat of the code, in units of the squared TD error per step. ``cost`` is the price of
+    ``kl_weight`` is the price of a nat of the code, in units of the squared TD error per step; it grows linearly to
+    this value over the first ``kl_warmup`` updates, before which no code is worth its price. ``cost`` is the price of
     a step of exploration, in nats (``"hinge"``: in units of squared distance). ``execution_episodes`` follow each
     exploration, with one belief.
 
@@ -81,7 +82,8 @@ class DREAM:
         device: torch.device | str = "cpu",
         latent_dim: int = 64,
         bottleneck: Literal["kl", "hinge"] = "kl",
-        kl_weight: float = 1e-3,
+        kl_weight: float = 1e-4,
+        kl_warmup: int = 0,
         hinge: float = 10.0,
         cost: float = 0.1,
         execution_episodes: int = 1,
@@ -100,6 +102,7 @@ class DREAM:
         self.inference = RecurrentGaussian(spec, latent_dim, least=least, most=belief).to(self.device)
         self.execute = QLearner(RecurrentQ(spec, latent_dim), self.schedule, self.device, (self.told, self.inference))
         self.explore = QLearner(RecurrentQ(spec, previous=True), self.schedule, self.device)
+        self.kl_weight, self.kl_warmup = kl_weight, kl_warmup
         self._model = FactorModel(self._prior, self._factor, kl_weight)
         self._elbo = TraceMeanField_ELBO()
         self.replay = TrialReplay(spec, self.schedule.capacity, device)
@@ -111,6 +114,14 @@ class DREAM:
     def explorer(self) -> Explorer:
         """Meta-test behaviour: an episode of exploration, then the best actions for the belief's mean."""
         return self._explorer(EpsilonGreedy(self.execute.q), EpsilonGreedy(self.explore.q))
+
+    def informed(self, params: Float[Tensor, "B M"]) -> Explorer:
+        """As :attr:`explorer`, but execution is told the tasks: the mean of their codes in place of the belief's."""
+        with torch.no_grad():
+            code = self.told(params).mean
+        everyone = torch.ones(len(params), 1, dtype=torch.bool, device=self.device)
+        execute = _Informed(EpsilonGreedy(self.execute.q), code, everyone)
+        return self._explorer(execute, EpsilonGreedy(self.explore.q))
 
     def setup(self, family: ControlFamily, seed: int) -> None:
         """Where tasks will be drawn from. Nothing is collected yet."""
@@ -211,6 +222,7 @@ class DREAM:
     ) -> dict[str, float]:
         """The updates that a learner's environment steps since ``after`` trials have made due. Returns means."""
         due = learner.due(begun=self.replay.added >= after)
+        self._model.kl_weight = self.kl_weight * min(1.0, (self.execute.made + 1) / max(1, self.kl_warmup))
         total: dict[str, Tensor] = {}
         for _ in range(due):
             found = loss(self.replay.sample(self.schedule.batch, self._generator))
@@ -231,7 +243,8 @@ class DREAM:
         with torch.no_grad():
             code = self.told(params).sample()
         explorer = self._explorer(
-            _Informed(EpsilonGreedy(self.execute.q, rates[0]), code), EpsilonGreedy(self.explore.q, rates[1])
+            _Informed(EpsilonGreedy(self.execute.q, rates[0]), code, ~_every_second(code)),
+            EpsilonGreedy(self.explore.q, rates[1]),
         )
         env = self._family.env(params, device=self.device)
         episodes = 1 + self.execution_episodes
@@ -299,10 +312,11 @@ _PARTS = ("told", "inference", "execute", "explore", "replay")
 
 @dataclass(frozen=True)
 class _Informed:
-    """A recurrent policy that every second task follows with ``z``, and the others with ``code``."""
+    """A recurrent policy that follows ``code`` in the tasks ``told``, and ``z`` in the others."""
 
     policy: RecurrentPolicy
     code: Float[Tensor, "B D"]
+    told: Bool[Tensor, "B 1"]
 
     def begin(self, batch: int) -> Any:
         return self.policy.begin(batch)
@@ -310,7 +324,7 @@ class _Informed:
     def act(
         self, obs: Float[Tensor, "B S"], previous: Float[Tensor, "B A"], z: Float[Tensor, "B D"], memory: Any
     ) -> tuple[Distribution, Any]:
-        return self.policy.act(obs, previous, torch.where(_every_second(z), z, self.code), memory)
+        return self.policy.act(obs, previous, torch.where(self.told, self.code, z), memory)
 
 
 def _every_second(z: Float[Tensor, "B D"]) -> Bool[Tensor, "B 1"]:

@@ -58,7 +58,7 @@ class QLearner(Generic[Values]):
         modules: tuple[nn.Module, ...] = (self.q, *others)
         self.parameters = [p for module in modules for p in module.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=schedule.lr, fused=True)
-        self.steps, self.done, self.renewed = 0, 0, 0
+        self.steps, self.done, self.made, self.renewed = 0, 0, 0, 0
 
     def due(self, *, begun: bool) -> int:
         """How many updates are due, and from now on done; none for the steps before learning has begun."""
@@ -73,15 +73,16 @@ class QLearner(Generic[Values]):
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
         self.optimizer.step()
+        self.made += 1
         if self.steps // self.schedule.target_every > self.renewed:
             self.renewed = self.steps // self.schedule.target_every
             self.target.load_state_dict(self.q.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("q", "target", "optimizer")}
-        return {**parts, "counts": [self.steps, self.done, self.renewed]}
+        return {**parts, "counts": [self.steps, self.done, self.made, self.renewed]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("q", "target", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
-        self.steps, self.done, self.renewed = (int(count) for count in state["counts"])
+        self.steps, self.done, self.made, self.renewed = (int(count) for count in state["counts"])

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import OneHotCategorical, kl_divergence
 
 from bayesmeta.algorithms.dream import DREAM, _Informed
+from bayesmeta.collect import collect
 from bayesmeta.evaluate import evaluate
 from bayesmeta.models.randomness import torch_seeded
 from bayesmeta.rl.q_learner import Schedule
@@ -173,7 +174,7 @@ def test_exploration_sees_neither_instruction_nor_reward_nor_task():
     assert torch.equal(*actions)
 
 
-def test_every_second_task_is_executed_by_its_belief_and_the_others_by_the_code():
+def test_some_tasks_are_executed_by_their_code_and_the_others_by_the_belief():
     read = []
 
     class Spying:
@@ -184,8 +185,22 @@ def test_every_second_task_is_executed_by_its_belief_and_the_others_by_the_code(
             read.append(z)
             return OneHotCategorical(torch.ones(4, 9)), memory
 
-    _Informed(Spying(), torch.ones(4, 2)).act(torch.zeros(4, 5), torch.zeros(4, 9), torch.zeros(4, 2), None)
+    told = torch.tensor([[True], [False], [True], [False]])
+    _Informed(Spying(), torch.ones(4, 2), told).act(torch.zeros(4, 5), torch.zeros(4, 9), torch.zeros(4, 2), None)
     assert read[0].tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+
+
+def test_who_is_told_executes_by_the_code_and_explores_all_the_same(trained):
+    params = FAMILY.identifiers("train")
+    told, itself = (
+        collect(FAMILY.env(params), explorer, trained.inference, FAMILY.spec, episodes=2, seed=0)
+        for explorer in (trained.informed(params), trained.explorer)
+    )
+    assert torch.equal(told.episodes[0].action, itself.episodes[0].action)
+    memory, q = trained.execute.q.begin(24), trained.execute.q
+    first = told.episodes[1]
+    values, _ = q.step(first.obs[:, 0], torch.zeros(24, 9), trained.told(params).mean, memory)
+    assert torch.equal(values.argmax(-1), first.action[:, 0].argmax(-1))
 
 
 def test_several_executions_share_one_belief():

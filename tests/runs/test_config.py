@@ -20,6 +20,7 @@ from bayesmeta.config import (
     validate,
     without_schema,
 )
+from bayesmeta.runs import _OWN
 
 CONFIGS = files("bayesmeta.configs")
 OPTIONS = [f for group in ("algorithm", "task") for f in CONFIGS.joinpath(group).iterdir() if f.name.endswith(".yaml")]
@@ -201,3 +202,14 @@ def test_nearest_spelling():
     assert did_you_mean("chetah_vel", ["ant_dir", "cheetah_vel"]) == " Did you mean cheetah_vel?"
     assert did_you_mean("lrr", ["algorithm.lr", "seed"]) == " Did you mean algorithm.lr?"
     assert did_you_mean("xyz", ["ant_dir"]) == ""
+
+
+@pytest.mark.parametrize("file", [f for f in OPTIONS if "_target_" in f.read_text()], ids=lambda f: f.name)
+def test_every_class_that_a_configuration_names_is_trusted_in_a_run_folder(file):
+    config = OmegaConf.to_container(OmegaConf.create(file.read_text()))
+    targets = [value for key, value in flat(config) if key.endswith("_target_")]
+    assert targets and all(_OWN.fullmatch(target) for target in targets)
+
+
+def test_other_classes_are_not():
+    assert not _OWN.fullmatch("os.system") and not _OWN.fullmatch("bayesmeta.rl.q_learner.torch.load")
