@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesmeta.inference.feature_regression import ConjugateFeatures
-from bayesmeta.models.feature_regression import FeatureRegressionModel, RBFFeatures
+from bayesmeta.inference.linear_head import LinearHead
+from bayesmeta.models.feature_head import FeatureHead
+from bayesmeta.models.rbf_features import RBFFeatures
 from bayesmeta.tasks.splits import is_ood
 from bayesmeta.types import Context, Spec
 
@@ -25,8 +26,9 @@ class GPFunctions:
     def __init__(self, *, length: float = 0.4, scale: float = 1.0, noise: float = 0.02, ood_scale: float = 3.0) -> None:
         features = RBFFeatures(length=length, scale=scale, width=4.0)
         self.spec = Spec("gp_functions-v1", 1, 1, tuple(f"weight_{d}" for d in range(features.dim)))
-        self.model = FeatureRegressionModel(features, features.dim, noise)
-        self.exact = ConjugateFeatures(self.model, x_dim=1)
+        prior = torch.zeros(features.dim, 1), noise**2 * torch.eye(features.dim)  # N(0, I), in units of the noise
+        self.model = FeatureHead(features, *prior, noise).requires_grad_(False)
+        self.exact = LinearHead(self.model, x_dim=1)
         self.noise, self.ood_scale = noise, ood_scale
 
     def sample(self, n: int, split: str, generator: torch.Generator) -> Float[Tensor, "n M"]:

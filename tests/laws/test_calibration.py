@@ -9,6 +9,7 @@ import pytest
 from bayesmeta.inference.beliefs import Beta, FullGaussian, Weighted
 from bayesmeta.inference.dirichlet import DirichletBelief
 from bayesmeta.inference.kinds import KindsBelief
+from bayesmeta.inference.linear_head import MatrixNormal
 from bayesmeta.inference.normal_inverse_gamma import NormalInverseGammaBelief
 from bayesmeta.inference.partly_linear import PartlyLinearBelief
 from bayesmeta.types import Belief
@@ -28,6 +29,11 @@ def overconfident(belief: Belief) -> Belief:
 
 
 POWER = 1 / 0.9**2
+
+
+@overconfident.register
+def _(belief: MatrixNormal) -> MatrixNormal:
+    return dataclasses.replace(belief, information=belief.information * POWER, precision=belief.precision * POWER)
 
 
 @overconfident.register

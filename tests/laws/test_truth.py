@@ -50,13 +50,16 @@ def log_evidence(case: Case, data: Context) -> Tensor:
     """``log p(y | x)`` of each task by a formula that does not use the inference procedure."""
     family = case.family
     if case.name in ("conjugate_linear", "conjugate_normal", "features"):
-        model = family.model
-        if isinstance(family, GPFunctions):
-            data, model = model.featurised(data), model.weights
-        x, y = (v.double() * data.mask.unsqueeze(-1) for v in (data.x, data.y))  # a row of zeros is data of pure noise
-        covariance = x @ model.covariance.double() @ x.mT + model.noise**2 * torch.eye(SHOTS, dtype=torch.float64)
-        joint = MultivariateNormal((x @ model.mean.double()), covariance).log_prob(y.squeeze(-1))
-        noise = torch.distributions.Normal(0.0, model.noise).log_prob(torch.zeros((), dtype=torch.float64))
+        if isinstance(family, GPFunctions):  # weights ~ N(0, I)
+            x, spread = family.model.features(data.x), family.noise
+            mean, prior = (make(family.spec.param_dim, dtype=torch.float64) for make in (torch.zeros, torch.eye))
+        else:
+            x, spread = data.x, family.model.noise
+            mean, prior = family.model.mean.double(), family.model.covariance.double()
+        x, y = (v.double() * data.mask.unsqueeze(-1) for v in (x, data.y))  # a row of zeros is data of pure noise
+        covariance = x @ prior @ x.mT + spread**2 * torch.eye(SHOTS, dtype=torch.float64)
+        joint = MultivariateNormal(x @ mean, covariance).log_prob(y.squeeze(-1))
+        noise = torch.distributions.Normal(0.0, spread).log_prob(torch.zeros((), dtype=torch.float64))
         return joint - noise * (~data.mask).sum(-1)
     if isinstance(family, BernoulliBandit):
         pulls = data.x * data.mask.unsqueeze(-1)

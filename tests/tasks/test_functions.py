@@ -10,8 +10,8 @@ from bayesmeta.diagnostics.held_out import held_out
 from bayesmeta.diagnostics.truth import exact_posterior
 from bayesmeta.inference.finite import FiniteFilter
 from bayesmeta.models.circle import area_within
-from bayesmeta.models.feature_regression import RBFFeatures
 from bayesmeta.models.randomness import torch_seeded
+from bayesmeta.models.rbf_features import RBFFeatures
 from bayesmeta.tasks.circles import Circles
 from bayesmeta.tasks.gp_functions import GPFunctions
 from bayesmeta.tasks.pacoh_sinusoid import PacohSinusoid

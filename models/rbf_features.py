@@ -1,41 +1,12 @@
-"""Bayesian linear regression in features of the input, and the features that make it a Gaussian process."""
+"""Features of the input that make Bayesian linear regression a Gaussian process."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
-
-from bayesmeta.models.linear_gaussian import LinearGaussianModel
-from bayesmeta.models.task_model import TaskModel
-from bayesmeta.types import Context
 
 _REACH = 6.0  # standard deviations at which what is left of a Gaussian, 2e-8 of its peak, is below float32's precision
-
-
-class FeatureRegressionModel(TaskModel):
-    """``y = features(x)^T z + eps`` with ``z ~ N(0, I)``, ``eps ~ N(0, noise^2)``: a Gaussian process in weight space.
-
-    ``features(x [B, N, X]) -> [B, N, D]``; its kernel is ``features(x)^T features(x')``. ``x [B, N, X]``, ``y [B, N,
-    1]``; ``noise`` is a standard deviation > 0.
-    """
-
-    def __init__(self, features: Callable[[Tensor], Tensor], dim: int, noise: float) -> None:
-        super().__init__()
-        self.features = features
-        self.weights = LinearGaussianModel(torch.zeros(dim), torch.eye(dim), noise)
-
-    def prior(self, batch: int) -> Distribution:
-        return self.weights.prior(batch)
-
-    def likelihood(self, z: Float[Tensor, "*S B 1 D"], data: Context) -> Distribution:
-        return self.weights.likelihood(z, self.featurised(data))
-
-    def featurised(self, data: Context) -> Context:
-        """The same data as the linear regression sees them."""
-        return Context(self.features(data.x), data.y, data.mask)
 
 
 class RBFFeatures(torch.nn.Module):
