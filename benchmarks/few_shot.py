@@ -24,17 +24,16 @@ import torch
 from torch import Tensor
 
 from bayesmeta.diagnostics import scores
-from bayesmeta.diagnostics.export import posterior_after
-from bayesmeta.diagnostics.predictive import Predictive, predict
+from bayesmeta.diagnostics.predictive import Predictive
+from bayesmeta.diagnostics.unseen import predicted_after
 from bayesmeta.inference.gradient import GradientDescent
-from bayesmeta.models.network_model import inductive
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.runs import load_run
 from bayesmeta.tasks.digits import Digits
 from bayesmeta.tasks.pacoh_sinusoid import PacohSinusoid
 from bayesmeta.tasks.sinusoid import Sinusoid
-from bayesmeta.train import derived_seed, seeded
-from bayesmeta.types import Context, Inference
+from bayesmeta.train import derived_seed
+from bayesmeta.types import Context, Inference, Spec
 
 Procedure = tuple[Inference, TaskModel]
 Scores = dict[str, np.ndarray]  # of each task
@@ -60,12 +59,12 @@ def sinusoid(by_method: dict[str, list[Procedure]], tasks: int = 600, queries: i
         support, query = data.rows(0, shots), data.rows(20, 20 + queries)
         mean = family.mean(params, query.x)
         zero = mean.square().mean((1, 2)).numpy()
-        best = measured([(family.exact, family.model)], support, query, mean)
+        best = measured([(family.exact, family.model)], support, query, mean, family.spec)
         row("predict zero", str(shots), interval(zero))
         row("Bayes optimal", str(shots), *numbers(best, None))
         for method, procedures in by_method.items():
             for label, some in with_steps(method, procedures):
-                row(label, str(shots), *numbers(measured(some, support, query, mean), best))
+                row(label, str(shots), *numbers(measured(some, support, query, mean, family.spec), best))
 
 
 def shift(by_method: dict[str, list[Procedure]], tasks: int = 300, queries: int = 50) -> None:
@@ -87,8 +86,9 @@ def shift(by_method: dict[str, list[Procedure]], tasks: int = 300, queries: int 
         support, query = data.rows(0, shots), data.rows(shots, shots + queries)
         mean = family.mean(tasks_here, query.x)
         for method, procedures in by_method.items():
-            found = measured(procedures, support, query, mean)
-            row(method, label, interval(found["error"]), *(f"{found[k].mean():.3f}" for k in ("nll", "coverage", "sd")))
+            found = measured(procedures, support, query, mean, family.spec)
+            cells = numbers(found, None)
+            row(method, label, *(cells if len(cells) == 1 else (cells[i] for i in (0, 2, 3, 5))))
 
 
 def pacoh(by_method: dict[str, list[Procedure]], tasks: int = 200, queries: int = 200) -> None:
@@ -106,7 +106,7 @@ def pacoh(by_method: dict[str, list[Procedure]], tasks: int = 200, queries: int 
         if split == "test":
             everyone["Bayes optimal"] = [(family.exact, family.model)]
         for method, procedures in everyone.items():
-            found = measured(procedures, support, query, query.y)
+            found = measured(procedures, support, query, query.y, family.spec)
             row(
                 method,
                 split,
@@ -124,7 +124,7 @@ def digits(by_method: dict[str, list[Procedure]], tasks: int = 600, queries: int
         support, query = data.rows(0, 5 * shots), data.rows(5 * shots, data.size)
         for method, procedures in by_method.items():
             for transductive in (False, True):
-                found = classified(procedures, support, query, transductive)
+                found = classified(procedures, support, query, family.spec, transductive)
                 cells = (f"{found[name].mean():.3f}" for name in ("ece", "nll"))
                 row(
                     method,
@@ -158,23 +158,23 @@ def with_steps(method: str, procedures: list[Procedure]) -> Iterator[tuple[str, 
             yield f"{method}, {steps} steps", [(inference.at(steps), model) for inference, model in procedures]
 
 
-@torch.no_grad()
 def predictions(
-    procedures: list[Procedure], support: Context, query: Context, transductive: bool
+    procedures: list[Procedure], support: Context, query: Context, spec: Spec, transductive: bool = False
 ) -> Iterator[Predictive]:
     for inference, model in procedures:
-        with seeded(0):
-            posterior = posterior_after(inference, support)
-        yield predict(posterior, model if transductive else inductive(model, support), query)
+        yield predicted_after(inference, model, support, query, spec, transductive=transductive)
 
 
-def measured(procedures: list[Procedure], support: Context, query: Context, mean: Tensor) -> Scores:
-    """Scores of numbers, averaged over the procedures."""
+def measured(procedures: list[Procedure], support: Context, query: Context, mean: Tensor, spec: Spec) -> Scores:
+    """Scores of numbers, averaged over the procedures. ``lost`` is the share of tasks without a finite prediction."""
     found: dict[str, list[np.ndarray]] = defaultdict(list)
-    for predictive in predictions(procedures, support, query, transductive=False):
-        pit = predictive.pit.numpy()
+    for predictive in predictions(procedures, support, query, spec):
+        pit, density = predictive.pit.numpy(), predictive.log_density.mean(1).numpy()
+        lost = ~np.isfinite(density) | ~np.isfinite(pit).all((1, 2))
+        pit = np.where(lost[:, None, None], 0.5, pit)
+        found["lost"].append(lost)
         found["error"].append((predictive.mean - mean).square().mean((1, 2)).numpy())
-        found["nll"].append(-predictive.log_density.mean(1).numpy())
+        found["nll"].append(-density)
         found["coverage"].append((np.abs(pit - 0.5) <= 0.475).mean((1, 2)))
         found["pit"].append(np.full(len(pit), scores.rmsce(pit.reshape(-1))))
         found["sd"].append(predictive.epistemic.sqrt().mean((1, 2)).numpy())
@@ -188,10 +188,10 @@ def calibration_error(pit: np.ndarray) -> float:
     return float(np.sqrt(np.mean(((pit.reshape(-1, 1) <= levels).mean(0) - levels) ** 2)))
 
 
-def classified(procedures: list[Procedure], support: Context, query: Context, transductive: bool) -> Scores:
+def classified(procedures: list[Procedure], support: Context, query: Context, spec: Spec, transductive: bool) -> Scores:
     """Scores of classes, averaged over the procedures."""
     found: dict[str, list[np.ndarray]] = defaultdict(list)
-    for predictive in predictions(procedures, support, query, transductive):
+    for predictive in predictions(procedures, support, query, spec, transductive):
         assert predictive.classes is not None
         p, label = predictive.classes.probabilities[:, :, 0].numpy(), predictive.classes.labels[:, :, 0].numpy()
         found["accuracy"].append((p.argmax(-1) == label).mean(1))
@@ -202,6 +202,8 @@ def classified(procedures: list[Procedure], support: Context, query: Context, tr
 
 
 def numbers(found: Scores, best: Scores | None) -> list[str]:
+    if found["lost"].any():
+        return [f"diverges in {100 * found['lost'].mean():.1f} % of tasks"]
     gap = "" if best is None else interval(found["error"] - best["error"])
     return [interval(found["error"]), gap, *(f"{found[k].mean():.3f}" for k in ("nll", "coverage", "pit", "sd"))]
 

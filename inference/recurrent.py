@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -61,10 +61,14 @@ class RecurrentGaussian(nn.Module):
 
     def scan(self, belief: Remembered, data: Context) -> Remembered:
         """The beliefs at every prefix, batch ``(N + 1) B``: row ``n B + b`` is task ``b`` after ``n`` rows."""
-        return self._belief(self.memory.scan(belief.memory, data))
+        states, count = self.memory.states(belief.memory, data)
+        task, number = _reached(states, count).nonzero().T
+        read = self.read(states[task, number])
+        table = read.new_zeros(*states.shape[:2], read.shape[-1]).index_put((task, number), read)
+        return self._belief(prefixes(states, count), prefixes(table, count))
 
-    def _belief(self, memory: Float[Tensor, "B H"]) -> Remembered:
-        mean, raw = self.read(memory).chunk(2, -1)
+    def _belief(self, memory: Float[Tensor, "B H"], read: Float[Tensor, "B R"] | None = None) -> Remembered:
+        mean, raw = (self.read(memory) if read is None else read).chunk(2, -1)
         low, high = (torch.log(mean.new_tensor(bound)) for bound in (self.least, self.most))
         return Remembered(memory, mean, (low + (high - low) * torch.sigmoid(raw)).exp())
 
@@ -88,7 +92,7 @@ class RecurrentCode(nn.Module):
 
     def scan(self, belief: Point, data: Context) -> Point:
         """The beliefs at every prefix, batch ``(N + 1) B``: row ``n B + b`` is task ``b`` after ``n`` rows."""
-        return Point(self.memory.scan(belief.z, data))
+        return Point(prefixes(*self.memory.states(belief.z, data)))
 
 
 class TransitionMemory(nn.Module):
@@ -111,23 +115,31 @@ class TransitionMemory(nn.Module):
 
     def after(self, memory: Float[Tensor, "B H"], data: Context) -> Float[Tensor, "B H"]:
         """The memory after all of the data."""
-        states, count = self._states(memory, data)
+        states, count = self.states(memory, data)
         return states[torch.arange(len(states), device=states.device), count[:, -1]]
 
-    def scan(self, memory: Float[Tensor, "B H"], data: Context) -> Float[Tensor, "P H"]:
-        """The memory after each number of rows, in the layout of an inference procedure's ``scan``."""
-        states, count = self._states(memory, data)
-        return states.gather(1, count.unsqueeze(-1).expand(-1, -1, states.shape[-1])).transpose(0, 1).flatten(0, 1)
+    def states(self, memory: Float[Tensor, "B H"], data: Context) -> tuple[Float[Tensor, "B L H"], Int[Tensor, "B N1"]]:
+        """The memory after each number of real rows, and the number of real rows before each row and in all.
 
-    def _states(
-        self, memory: Float[Tensor, "B H"], data: Context
-    ) -> tuple[Float[Tensor, "B N1 H"], Int[Tensor, "B N1"]]:
-        """The memory after each number of real rows, and the number of real rows before each row and in all."""
+        States after more rows than a task has mean nothing.
+        """
         data = checked("TransitionMemory", data, batch=len(memory), x_dim=self.x_dim, y_dim=self.y_dim)
         count = nn.functional.pad(data.mask.cumsum(1), (1, 0))
-        if not data.size:
+        most = int(count[:, -1].max()) if data.size else 0
+        if not most:
             return memory.unsqueeze(1), count
-        order = (~data.mask).int().argsort(dim=1, stable=True)  # real rows first
-        x, y = (v.gather(1, order.unsqueeze(-1).expand(-1, -1, v.shape[-1])) for v in (data.x, data.y))
-        states, _ = self.recurrence(self.embedding(x, y), memory.unsqueeze(0).contiguous())
+        task, row = data.mask.nonzero().T
+        rows = self.embedding(data.x[task, row], data.y[task, row])
+        inputs = rows.new_zeros(data.batch, most, rows.shape[-1]).index_put((task, count[task, row]), rows)
+        states, _ = self.recurrence(inputs, memory.unsqueeze(0).contiguous())
         return torch.cat([memory.unsqueeze(1), states], 1), count
+
+
+def prefixes(states: Float[Tensor, "B L H"], count: Int[Tensor, "B N1"]) -> Float[Tensor, "P H"]:
+    """The state at each prefix of the data, in the layout of an inference procedure's ``scan``."""
+    return states.gather(1, count.unsqueeze(-1).expand(-1, -1, states.shape[-1])).transpose(0, 1).flatten(0, 1)
+
+
+def _reached(states: Float[Tensor, "B L H"], count: Int[Tensor, "B N1"]) -> Bool[Tensor, "B L"]:
+    """Which states a task has: before its first row, and after each."""
+    return torch.arange(states.shape[1], device=states.device) <= count[:, -1:]

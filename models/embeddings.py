@@ -46,7 +46,7 @@ class ObservationEmbedding(nn.Module):
         self.register_buffer("radix", weights, persistent=False)
 
     def forward(self, obs: Float[Tensor, "*b S"]) -> Float[Tensor, "*b w"]:
-        if not self.few or obs.ndim < 3:
+        if not self.few or obs.ndim < 2 or obs.numel() < 64 * obs.shape[-1]:
             return self.layers(obs)
         rows = obs.flatten(0, -2)
         codes, inverse = (rows.long() * self.radix).sum(-1).unique(return_inverse=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from pyro.distributions import OneHotCategorical
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -41,10 +41,20 @@ class RecurrentQ(nn.Module):
         self.values = nn.Linear(64 if latent_dim else memory, 1 + spec.actions)
 
     def forward(
-        self, obs: Float[Tensor, "B T S"], previous: Float[Tensor, "B T A"], z: Float[Tensor, "B Z"] | None = None
+        self,
+        obs: Float[Tensor, "B T S"],
+        previous: Float[Tensor, "B T A"],
+        z: Float[Tensor, "B Z"] | None = None,
+        wanted: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T A"]:
-        """The values at every step of whole episodes. ``previous`` is 0 in all components at their start."""
-        return self._values(self.recurrence(self._inputs(obs, previous))[0], z)
+        """The values at every step of whole episodes, or 0 at those that are not ``wanted``.
+
+        ``previous`` is 0 in all components at their start.
+        """
+        remembered = self.recurrence(self._inputs(obs, previous))[0]
+        task, step = torch.ones_like(obs[..., 0]).nonzero().T if wanted is None else wanted.nonzero().T
+        values = self._values(remembered[task, step], z, task)
+        return values.new_zeros(*obs.shape[:2], values.shape[-1]).index_put((task, step), values)
 
     def begin(self, batch: int) -> Memory:
         """What is remembered at the start of an episode."""
@@ -56,16 +66,17 @@ class RecurrentQ(nn.Module):
     ) -> tuple[Float[Tensor, "B A"], Memory]:
         """The values after one more observation, and what is remembered of it."""
         out, memory = self.recurrence(self._inputs(obs, previous).unsqueeze(1), memory)
-        return self._values(out, z).squeeze(1), memory
+        return self._values(out.squeeze(1), z, torch.arange(len(obs), device=obs.device)), memory
 
     def _inputs(self, obs: Tensor, previous: Tensor) -> Tensor:
         parts = [self.obs(obs)] if self.previous is None else [self.obs(obs), self.previous(previous)]
         return self.merge(torch.cat(parts, -1))
 
-    def _values(self, remembered: Tensor, z: Tensor | None) -> Tensor:
+    def _values(self, remembered: Float[Tensor, "R H"], z: Tensor | None, task: Int[Tensor, "R"]) -> Tensor:
+        """The values of rows of which each belongs to a task."""
         if self.latent_dim:
             assert z is not None
-            remembered = self.second((self.first(remembered) + self.share(z).unsqueeze(1)).relu())
+            remembered = self.second((self.first(remembered) + self.share(z)[task]).relu())
         value, advantage = self.values(remembered).split([1, self.values.out_features - 1], -1)
         return value + advantage - advantage.mean(-1, keepdim=True)
 

@@ -211,9 +211,10 @@ class DREAM:
     ) -> Float[Tensor, "B"]:
         previous = previous_actions(episode.action)
         obs = torch.cat([episode.obs, episode.next_obs[:, -1:]], 1)
-        online = learner.q(obs, previous, z)
+        wanted = _prefixes(episode.mask)
+        online = learner.q(obs, previous, z, wanted)
         with torch.no_grad():
-            target = learner.target(obs, previous, z)
+            target = learner.target(obs, previous, z, wanted)
         y = double_q_target(online, target, reward, episode.boundary, self.schedule.discount)
         return td_error(online[:, :-1], episode.action, y, episode.mask)
 

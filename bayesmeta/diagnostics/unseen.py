@@ -22,6 +22,7 @@ from bayesmeta.train import derived_seed, seeded
 from bayesmeta.types import Context, Inference, Spec
 
 ELEMENTS = 1 << 25  # numbers of all draws of a latent in memory at once: 128 MiB in fp32
+_UNITS = 64  # numbers that a network makes of one datum on its way, about
 
 
 @torch.no_grad()
@@ -34,21 +35,23 @@ def predicted_after(
     *,
     draws: int = 200,
     seed: int = 0,
+    transductive: bool = False,
 ) -> Predictive:
     """The predictive of the ``query`` data from the belief after ``support``, each datum by itself.
 
-    A few tasks at a time, so that latents of many thousand weights fit into memory; a belief that is a point is
-    evaluated once and not for every draw.
+    With ``transductive``, a task's queries together, which matters to batch normalisation. A few tasks at a time, so
+    that latents of many thousand weights and what a network makes of the queries fit into memory; a belief that is a
+    point is evaluated once and not for every draw.
     """
     prior = inference.init(1).posterior
-    per_task = prior.event_shape.numel() * (1 if isinstance(prior, Delta) else draws)
+    per_task = (prior.event_shape.numel() + _UNITS * query.size) * (1 if isinstance(prior, Delta) else draws)
     at_once = max(1, min(ELEMENTS // per_task, tasks_at_once(support, spec)))
     parts = []
     for start in range(0, support.batch, at_once):
         seen, asked = (Context(*(v[start : start + at_once] for v in (c.x, c.y, c.mask))) for c in (support, query))
         with seeded(seed):
             posterior = posterior_after(inference, seen)
-        given = inductive(model, seen)
+        given = model if transductive else inductive(model, seen)
         given = _AtPoint(given) if isinstance(posterior, Delta) else given
         own = derived_seed(seed, f"predictive draws of task {start} on")
         parts.append(predict(posterior, given, asked, draws=draws, seed=own))

@@ -30,6 +30,16 @@ def test_values_of_an_episode_are_those_of_its_steps(latent_dim, previous):
         torch.testing.assert_close(values, whole[:, t], rtol=1e-12, atol=1e-12)
 
 
+def test_only_wanted_steps_are_valued():
+    with torch_seeded(0):
+        q = RecurrentQ(SPEC, 2)
+    obs, action, z = episode()
+    wanted = torch.arange(6) < torch.tensor([[2], [6], [0]])
+    whole, some = q(obs, action, z), q(obs, action, z, wanted)
+    torch.testing.assert_close(some[wanted], whole[wanted])
+    assert not some[~wanted].any()
+
+
 def test_it_reads_what_it_says_and_nothing_else():
     obs, action, z = episode()
     for latent_dim, previous in ((0, False), (0, True), (2, False), (2, True)):
