@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(machine())
     with threads(1), seeded(0):
         schedule = Schedule(
-            trials_per_iteration=64 if options.quick else 128,
+            trials_per_iteration=64 if options.quick else 96,
             execute_after=96,
             explore_after=96,
             epsilon_steps=5_000,
@@ -52,6 +52,8 @@ def report(bottleneck: Any, schedule: Schedule, rounds: int) -> str:
     }
     times = interleave({name: repeat(part, 3) for name, part in parts.items()}, rounds)
     rows = [[name, sample.map(lambda s: 1e3 * s / 3).show(2)] for name, sample in times.items()]
+    for learner in (agent.execute, agent.explore):
+        learner.due(begun=False)  # what the trials above have made due
     steps, began = agent.execute.steps + agent.explore.steps, time.process_time()
     agent.step()
     rate = (agent.execute.steps + agent.explore.steps - steps) / (time.process_time() - began)
