@@ -1,5 +1,6 @@
 """Replay of whole trials: how a task was explored, and one episode of what was done with it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,12 @@ class Trials:
     params: Float[Tensor, "B M"]
     explore: Transitions
     execute: Transitions
+
+    def split(self, count: int) -> Iterator["Trials"]:
+        """Batches of ``count`` trials, each padded to the longest episode in it."""
+        for first in range(0, len(self.params), count):
+            rows = slice(first, first + count)
+            yield Trials(self.params[rows], _trimmed(self.explore, rows), _trimmed(self.execute, rows))
 
 
 _FIELDS = ("obs", "action", "reward", "training_reward", "next_obs", "terminated", "boundary", "mask")
@@ -80,6 +87,6 @@ class TrialReplay:
                 getattr(table, name)[: self.size] = state[part][name].to(self.device)
 
 
-def _trimmed(table: Transitions, rows: Tensor) -> Transitions:
+def _trimmed(table: Transitions, rows: Tensor | slice) -> Transitions:
     longest = max(1, int(table.mask[rows].sum(1).max()))
     return map_tensors(table, lambda value: value[rows, :longest])

@@ -38,7 +38,7 @@ an instruction that the explorer is not shown. The time limit ends an episode fo
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -61,6 +61,7 @@ from bayesmeta.trial_replay import TrialReplay, Trials
 from bayesmeta.types import ControlFamily, Explorer, RecurrentPolicy, Spec, Transitions
 
 _FIXED = 0.1  # published standard deviation of code and belief
+_AT_ONCE = 16  # batches that are drawn and labelled together
 _BOUNDS = (0.05, 1.0), (0.05, 2.0)  # of those that are learned
 
 
@@ -165,9 +166,12 @@ class DREAM:
         return {"loss": execution + decoder, "execution_loss": execution, "decoder_loss": decoder, "code_nats": nats}
 
     def exploration_loss(self, batch: Trials) -> dict[str, Tensor]:
-        """The TD error of exploration on the bonus, a mean over steps."""
-        loss = self._td(self.explore, batch.explore, self.bonus(batch), None).mean()
-        return {"loss": loss}
+        """The TD error of exploration, a mean over steps, of trials whose rewards are the bonus (``relabelled``)."""
+        return {"loss": self._td(self.explore, batch.explore, batch.explore.reward, None).mean()}
+
+    def relabelled(self, batch: Trials) -> Trials:
+        """The trials with the bonus as the reward of their exploration."""
+        return replace(batch, explore=replace(batch.explore, reward=self.bonus(batch)))
 
     @torch.no_grad()
     def bonus(self, batch: Trials) -> Float[Tensor, "B T"]:
@@ -225,13 +229,20 @@ class DREAM:
         due = learner.due(begun=self.replay.added >= after)
         self._model.kl_weight = self.kl_weight * min(1.0, (self.execute.made + 1) / max(1, self.kl_warmup))
         total: dict[str, Tensor] = {}
-        for _ in range(due):
-            found = loss(self.replay.sample(self.schedule.batch, self._generator))
+        for batch in self._batches(due, relabelled=learner is self.explore):
+            found = loss(batch)
             learner.descend(found["loss"])
             for name, value in found.items():
                 total[name] = total.get(name, 0.0) + value.detach()
         prefix = "execute" if learner is self.execute else "explore"
         return {f"{prefix}/{name}": float(value) / due for name, value in total.items()}
+
+    def _batches(self, count: int, *, relabelled: bool) -> Iterator[Trials]:
+        """``count`` batches from replay. What labels them rests while exploration learns: it does so many at a time."""
+        size = self.schedule.batch
+        for first in range(0, count, _AT_ONCE):
+            trials = self.replay.sample(size * min(_AT_ONCE, count - first), self._generator)
+            yield from (self.relabelled(trials) if relabelled else trials).split(size)
 
     # --- data ------------------------------------------------------------------------------------------------------
 

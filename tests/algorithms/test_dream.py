@@ -126,7 +126,7 @@ def test_gradients_go_where_they_must_and_nowhere_else(trained):
     assert not any(
         p.requires_grad for learner in (trained.execute, trained.explore) for p in learner.target.parameters()
     )
-    explored = trained.exploration_loss(trials)["loss"]
+    explored = trained.exploration_loss(trained.relabelled(trials))["loss"]
     assert gradients(explored, trained.explore.q) > 0
     for module in (trained.told, trained.inference, trained.execute.q):
         assert gradients(explored, module) == 0
