@@ -68,10 +68,10 @@ _BOUNDS = (0.05, 1.0), (0.05, 2.0)  # of those that are learned
 class DREAM:
     """DREAM on a family of discrete control with episodes free of reward. See the module's docstring.
 
-    ``kl_weight`` is the price of a nat of the code, in units of the squared TD error per step; it grows linearly to
-    this value over the first ``kl_warmup`` updates, before which no code is worth its price. ``cost`` is the price of
-    a step of exploration, in nats (``"hinge"``: in units of squared distance). ``execution_episodes`` follow each
-    exploration, with one belief.
+    ``kl_weight`` is the price of a nat of the code, in units of the squared TD error per step. ``cost`` is the price of
+    a step of exploration, in nats (``"hinge"``: in units of squared distance). Both grow linearly to these values over
+    the first ``warmup`` updates of execution, before which neither code nor exploration is worth its price.
+    ``execution_episodes`` follow each exploration, with one belief.
 
     Warns once if exploration has stopped without having gained any information.
     """
@@ -84,7 +84,7 @@ class DREAM:
         latent_dim: int = 64,
         bottleneck: Literal["kl", "hinge"] = "kl",
         kl_weight: float = 1e-4,
-        kl_warmup: int = 0,
+        warmup: int = 0,
         hinge: float = 10.0,
         cost: float = 0.1,
         execution_episodes: int = 1,
@@ -103,7 +103,7 @@ class DREAM:
         self.inference = RecurrentGaussian(spec, latent_dim, least=least, most=belief).to(self.device)
         self.execute = QLearner(RecurrentQ(spec, latent_dim), self.schedule, self.device, (self.told, self.inference))
         self.explore = QLearner(RecurrentQ(spec, previous=True), self.schedule, self.device)
-        self.kl_weight, self.kl_warmup = kl_weight, kl_warmup
+        self.kl_weight, self.warmup = kl_weight, warmup
         self._model = FactorModel(self._prior, self._factor, kl_weight)
         self._elbo = TraceMeanField_ELBO()
         self.replay = TrialReplay(spec, self.schedule.capacity, device)
@@ -180,7 +180,12 @@ class DREAM:
         tasks = len(batch.params)
         beliefs = self.inference.scan(self.inference.init(tasks), batch.explore.context(next_obs=True)).posterior
         nats = self._cross_entropy(code, beliefs, tasks) * self.unit
-        return (nats[:, :-1] - nats[:, 1:] - self.cost).masked_fill(~batch.explore.mask, 0.0)
+        return (nats[:, :-1] - nats[:, 1:] - self.cost * self._grown).masked_fill(~batch.explore.mask, 0.0)
+
+    @property
+    def _grown(self) -> float:
+        """The share of their final value that prices have reached."""
+        return min(1.0, (self.execute.made + 1) / max(1, self.warmup))
 
     def _bottlenecked(self, code: Distribution, data: tuple[Transitions, Tensor]) -> Float[Tensor, ""]:
         """What execution and bottleneck cost: minus the ELBO, or the published penalty, a mean over tasks."""
@@ -227,7 +232,7 @@ class DREAM:
     ) -> dict[str, float]:
         """The updates that a learner's environment steps since ``after`` trials have made due. Returns means."""
         due = learner.due(begun=self.replay.added >= after)
-        self._model.kl_weight = self.kl_weight * min(1.0, (self.execute.made + 1) / max(1, self.kl_warmup))
+        self._model.kl_weight = self.kl_weight * self._grown
         total: dict[str, Tensor] = {}
         for batch in self._batches(due, relabelled=learner is self.explore):
             found = loss(batch)
@@ -281,7 +286,7 @@ class DREAM:
     def _look_for_collapse(self, means: dict[str, float]) -> None:
         """The known failure: nothing to be gained, so that the cheapest exploration is none."""
         settled = means["epsilon"] <= 0.1 and self.replay.added > self.schedule.explore_after
-        gained = means["collect/bonus"] + self.cost * means["collect/exploration_steps"]
+        gained = means["collect/bonus"] + self.cost * self._grown * means["collect/exploration_steps"]
         if self._warned or not settled or means["collect/exploration_steps"] > 1.5 or gained > 0.1 * self.unit:
             return
         self._warned = True
@@ -289,7 +294,7 @@ class DREAM:
             f"DREAM: exploration ends after {means['collect/exploration_steps']:.1f} steps and tells {gained:.2g} of "
             f"the code, whose information is {means.get('execute/code_nats', math.nan):.2g} nats. If that is about 0 "
             f"the bottleneck removed the task: lower kl_weight (hinge: raise it). If not, exploration gave up before "
-            f"the belief had learned: raise schedule.explore_after and epsilon_steps, or lower cost",
+            f"the belief had learned: raise schedule.explore_after, epsilon_steps and warmup, or lower cost",
             stacklevel=2,
         )
 

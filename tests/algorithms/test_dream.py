@@ -53,6 +53,22 @@ def test_bonuses_telescope_to_what_the_whole_trajectory_told(trained):
     assert not found[~trials.explore.mask].any()
 
 
+def test_prices_grow_during_the_warm_up_and_stay():
+    algorithm = agent(warmup=10, cost=0.5, kl_weight=0.3)
+    with torch_seeded(1):
+        algorithm.step()
+    trials = batch(algorithm)
+    steps = trials.explore.mask.float()
+    algorithm.execute.made = 10**6
+    full = algorithm.bonus(trials)
+    for made, share in ((0, 0.1), (4, 0.5), (9, 1.0), (50, 1.0)):
+        algorithm.execute.made = made
+        torch.testing.assert_close(algorithm.bonus(trials) - full, 0.5 * (1 - share) * steps)
+        with torch_seeded(5):
+            algorithm._updates(algorithm.execute, algorithm.execution_loss, 0)
+        assert algorithm._model.kl_weight == pytest.approx(0.3 * share)
+
+
 def test_published_bonuses_are_differences_of_squared_distances():
     algorithm = agent(bottleneck="hinge")
     with torch_seeded(1):
