@@ -9,6 +9,9 @@ which draws a problem from its exact posterior and acts optimally for it, anew w
 ``return`` of execution with its 95 % interval over trials, ``steps`` and exactly recovered ``nats`` of exploration; of
 DREAM the nats that its belief holds of the problem, by enumeration of the training problems after exploring one of
 them, and ``told``, the return of its execution where that is conditioned on the code of one who is told the task.
+``idle rides``: how often an exploration boards a line that helps nobody, where there are such (``distracting_bus``).
+There a second table says what the codes of the training problems hold of the permutation that matters and of the one
+that does not, by enumeration.
 """
 
 import math
@@ -18,12 +21,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from bayesmeta.algorithms.dream import DREAM
 from bayesmeta.collect import collect
-from bayesmeta.diagnostics.exploration import explored, problem_log_weights
+from bayesmeta.diagnostics.exploration import Explored, explored, information_about, problem_log_weights
 from bayesmeta.rl.thompson import Thompson
 from bayesmeta.runs import load_run
+from bayesmeta.tasks.bus import Bus
+from bayesmeta.tasks.grid import RIDE
 from bayesmeta.tasks.world import World
 from bayesmeta.train import seeded
 
@@ -35,15 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = {folder.name: load_run(folder, "last") for folder in folders}
     family = next(iter(runs.values())).family
     assert isinstance(family, World)
-    row("method", "return", "steps", "nats", "belief's nats", "told")
-    row(*("---" for _ in range(6)))
+    row("method", "return", "steps", "nats", "idle rides", "belief's nats", "told")
+    row(*("---" for _ in range(7)))
     references(family)
     for name, run in runs.items():
         if isinstance(run.algorithm, DREAM):
             dream(name, run.algorithm, family)
         else:
             found = explored(run.algorithm, family, trials=TRIALS)  # type: ignore[arg-type]
-            row(name, interval(found.returns), interval(found.steps), interval(found.nats[:, -1]), "", "")
+            row(name, *shown(found, family), "", "")
+    codes = {name: run.algorithm for name, run in runs.items() if isinstance(run.algorithm, DREAM)}
+    if codes and idle_cells(family):
+        permutations(codes, family)
 
 
 def references(family: World) -> None:
@@ -51,11 +60,11 @@ def references(family: World) -> None:
     generator = torch.Generator().manual_seed(0)
     params = family.sample(TRIALS, "test", generator)
     for name, returns in family.reference_returns(family.identifiers("test")).items():
-        row(name, f"{returns.mean():.3f}", "", "", "", "")
+        row(name, f"{returns.mean():.3f}", "", "", "", "", "")
     sampling = Thompson(family, family.identifiers("test"))
     for resample in ("contradicted", "episode"):
         trial = sampling.trial(params, resample=resample, generator=generator)
-        row(f"Thompson, {resample}", interval(trial.returns), "", "", "", "")
+        row(f"Thompson, {resample}", interval(trial.returns), "", "", "", "", "")
 
 
 def dream(name: str, algorithm: DREAM, family: World) -> None:
@@ -71,8 +80,38 @@ def dream(name: str, algorithm: DREAM, family: World) -> None:
         told = collect(env, algorithm.informed(found.params), algorithm.inference, family.spec, episodes=2, seed=0)
     true = (problems == training.params.unsqueeze(1)).all(-1)
     nats = log_weights[true] + math.log(len(problems))
+    row(name, *shown(found, family), interval(nats), interval(told.returns[:, 1]))
+
+
+def permutations(codes: dict[str, DREAM], family: World) -> None:
+    """What codes hold of the lines that matter and of the idle ones."""
+    problems = family.identifiers("train")
+    useful, idle = (problems[:, 0] % 24).long(), (problems[:, 0] // 24).long()
+    print(f"\nOf at most {math.log(24):.2f} nats each; by one who knows the code of one of {len(problems)} problems:\n")
+    row("method", "nats about the useful lines", "about the idle lines", "KL to the prior")
+    row(*("---" for _ in range(4)))
+    for name, algorithm in codes.items():
+        with torch.no_grad(), seeded(0):
+            code = algorithm.told(problems)
+            held = [information_about(code, labels) for labels in (useful, idle)]
+            rate = kl_divergence(code, algorithm._prior(len(problems))).mean()
+        row(name, *(f"{value:.2f}" for value in held), f"{rate:.1f}")
+
+
+def shown(found: Explored, family: World) -> tuple[str, ...]:
+    """Return, steps, nats and idle rides of the trials of a method."""
+    idle = idle_cells(family)
     cells = (interval(found.returns), interval(found.steps), interval(found.nats[:, -1]))
-    row(name, *cells, interval(nats), interval(told.returns[:, 1]))
+    if not idle:
+        return *cells, ""
+    here = (found.explore.obs[..., None, :2] == torch.tensor(idle)).all(-1).any(-1)
+    rides = here & (found.explore.action[..., RIDE] > 0) & found.explore.mask
+    return *cells, interval(rides.sum(1).float())
+
+
+def idle_cells(family: World) -> tuple[tuple[int, int], ...]:
+    """Where a line that helps nobody can be boarded."""
+    return family.city.idle_stops + family.city.idle_ends if isinstance(family, Bus) else ()
 
 
 def interval(values: Tensor) -> str:

@@ -6,7 +6,8 @@ A row per pair: the smallest p-value of the joint log-likelihood's ranks and of 
 largest error of expected coverage at 50, 80 and 95 %, KL(exact || belief) in nats, contraction after 10 data, seconds
 per task for all data, seconds for the whole check, and the verdict on calibration at the family-wise rate of 1e-3. Of
 chains, after 10 data, the sliced Wasserstein distance in posterior standard deviations stands for the KL; 199 exact
-draws are about 0.17 from 199 others. Encoders are trained here first. Names choose rows; without any, all but those of
+draws are about 0.17 from 199 others. Encoders are trained here first; particles have no density
+either. Names choose rows; without any, all but those of
 NUTS, which take minutes each (``nuts`` chooses them).
 """
 
@@ -19,9 +20,14 @@ import numpy as np
 import torch
 
 from bayesmeta.diagnostics import check
+from bayesmeta.inference.descent import Adam
+from bayesmeta.inference.gradient import GradientDescent
 from bayesmeta.inference.grid import grid
 from bayesmeta.inference.kalman import KalmanFilter
+from bayesmeta.inference.laplace import Laplace
 from bayesmeta.inference.mcmc import NUTS, ReferenceRejected
+from bayesmeta.inference.svgd import SVGD
+from bayesmeta.inference.variational import VariationalDescent
 from bayesmeta.tasks.bernoulli_bandit import BernoulliBandit
 from bayesmeta.tasks.finite_hypotheses import FiniteHypotheses
 from bayesmeta.tasks.linear_gaussian import LinearGaussian
@@ -61,6 +67,19 @@ def coarse(family: Sinusoid) -> Any:
     return grid(family.model, family.model.low, family.model.high, (60, 60), x_dim=1, y_dim=1)
 
 
+def descents(family: LinearGaussian) -> dict[str, Any]:
+    """The procedures that descend on any model with a prior and a likelihood, run until they stand still."""
+    sizes: dict[str, Any] = {"x_dim": family.spec.x_dim, "y_dim": family.spec.y_dim}
+    mode = GradientDescent(family.model, steps=300, optimizer=Adam(0.05), objective="joint", **sizes)
+    fit: dict[str, Any] = {"steps": 300, "draws": "sigma", "optimizer": Adam(0.03), **sizes}
+    return {
+        "laplace": Laplace(mode),
+        "mean field": VariationalDescent(family.model, **fit),
+        "full Gaussian": VariationalDescent(family.model, covariance="full", **fit),
+        "50 particles": SVGD(family.model, particles=50, steps=300, optimizer=Adam(0.05), **sizes),
+    }
+
+
 def still(family: LinearGaussian) -> KalmanFilter:
     """The filter for weights that do not drift."""
     dim = family.spec.param_dim
@@ -81,9 +100,14 @@ def rows() -> dict[str, tuple[str, Callable[[], Any], dict[str, Any]]]:
         f"{name}: nuts": (name, lambda f=FAMILIES[name]: nuts(f), {"tasks": 50, "sizes": (10,), "queries": 0})
         for name in ("normal_normal", "linear_gaussian", "unknown_noise", "bernoulli_bandit", "sinusoid")
     }
-    filtered = {"linear_gaussian: kalman": ("linear_gaussian", lambda: still(FAMILIES["linear_gaussian"]), {})}
+    linear = FAMILIES["linear_gaussian"]
+    descended = {
+        f"linear_gaussian: {label}": ("linear_gaussian", lambda p=procedure: p, {})
+        for label, procedure in descents(linear).items()
+    }
+    filtered = {"linear_gaussian: kalman": ("linear_gaussian", lambda: still(linear), {})}
     gridded = {"sinusoid: grid 60 x 60": ("sinusoid", lambda: coarse(FAMILIES["sinusoid"]), {"tasks": 100})}
-    return {**exact, **filtered, **learned, **gridded, **chains}
+    return {**exact, **filtered, **learned, **descended, **gridded, **chains}
 
 
 def row(label: str, name: str, make: Callable[[], Any], options: dict[str, Any]) -> str:
@@ -106,7 +130,7 @@ def row(label: str, name: str, make: Callable[[], Any], options: dict[str, Any])
         .sel(context_step=[*options.get("sizes", SIZES)])
     )
     distance = " / ".join(f"{value:.2g}" for value in far["kl_reference"].to_numpy())
-    if "nuts" in label:  # draws have no density
+    if "nuts" in label or "particles" in label:  # draws have no density
         distance = f"W {far['sliced_wasserstein'].item():.2g}, sd ratio {far['sd_ratio'].item():.3f}"
     contraction = found.tree["fit_stats"]["contraction"].sel(context_step=10).mean().item()
     verdict = next(v.outcome for v in found.verdicts if v.question == "Is the belief calibrated?")

@@ -10,9 +10,10 @@ whose KL term is an upper bound of the information ``I(z; mu)`` that the code ca
 not worth its nats. At meta-test the code is inferred from the exploration trajectory, ``q(z | tau_{:t})``, a recurrent
 belief after every transition trained by ``- E_q(z | mu) log q(z | tau_{:t})``. A policy of its own explores, paid
 
-    r_t = E_q(z | mu) [ log q(z | tau_{:t+1}) - log q(z | tau_{:t}) ] - cost
+    r_t = E_q(z | mu) [ log q(z | tau_{:t+1}) - log q(z | tau_{:t}) ] / KL(q(z | mu) || N(0, I)) - cost
 
-nats for what its trajectory tells of the code, in closed form, with the latest of both (equations 3 to 5). It sees
+for what its trajectory tells of the code, as a share of what the code holds (KL: its mean over the tasks of a batch), in
+closed form, with the latest of both (equations 3 to 5). It sees
 observations and its own actions, neither reward nor instruction nor code.
 
 ===========  ==========================================================================================
@@ -28,7 +29,7 @@ Gradients: of the TD error into values and, through z, into the code of the told
 
 Differences from the published code, all deliberate. ``bottleneck="kl"`` learns the variances of code and belief, with a
 KL to a fixed prior; ``"hinge"`` is the published form, a fixed standard deviation of 0.1, the penalty
-``max(|mean|^2, hinge)`` and squared distances for nats. Half of the tasks of each batch act and learn on the code and
+``max(|mean|^2, hinge)`` and squared distances for nats, of which no share is taken. Half of the tasks of each batch act and learn on the code and
 half on the belief, where published trials alternate; the target network reads the same ``z`` as the online one (a copy
 of code and belief that is never switched, in the code). The explorer's gradients and checkpoints hold nothing of code
 and belief. Advantages are centred over actions only; recurrences are GRUs; an episode of exploration cannot be ended by
@@ -69,7 +70,7 @@ class DREAM:
     """DREAM on a family of discrete control with episodes free of reward. See the module's docstring.
 
     ``kl_weight`` is the price of a nat of the code, in units of the squared TD error per step. ``cost`` is the price of
-    a step of exploration, in nats (``"hinge"``: in units of squared distance). Both grow linearly to these values over
+    a step of exploration, a share of the code (``"hinge"``: a squared distance). Both grow linearly to these values over
     the first ``warmup`` updates of execution, before which neither code nor exploration is worth its price.
     ``execution_episodes`` follow each exploration, with one belief.
 
@@ -86,7 +87,7 @@ class DREAM:
         kl_weight: float = 1e-4,
         warmup: int = 0,
         hinge: float = 10.0,
-        cost: float = 0.1,
+        cost: float = 0.02,
         execution_episodes: int = 1,
         schedule: Schedule | None = None,
     ) -> None:
@@ -98,7 +99,7 @@ class DREAM:
         self.latent_dim, self.bottleneck, self.hinge, self.cost = latent_dim, bottleneck, hinge, cost
         self.execution_episodes = execution_episodes
         (least, code), (_, belief) = [(_FIXED, _FIXED)] * 2 if bottleneck == "hinge" else _BOUNDS
-        self.unit = 2 * _FIXED**2 if bottleneck == "hinge" else 1.0  # what a nat counts
+        self.unit = 2 * _FIXED**2 if bottleneck == "hinge" else 1.0  # what a nat counts in the belief's loss
         self.told = Told(spec, latent_dim, least=least, most=code).to(self.device)
         self.inference = RecurrentGaussian(spec, latent_dim, least=least, most=belief).to(self.device)
         self.execute = QLearner(RecurrentQ(spec, latent_dim), self.schedule, self.device, (self.told, self.inference))
@@ -179,8 +180,14 @@ class DREAM:
         code = self.told(batch.params)
         tasks = len(batch.params)
         beliefs = self.inference.scan(self.inference.init(tasks), batch.explore.context(next_obs=True)).posterior
-        nats = self._cross_entropy(code, beliefs, tasks) * self.unit
+        nats = self._cross_entropy(code, beliefs, tasks) * self.nat(code)
         return (nats[:, :-1] - nats[:, 1:] - self.cost * self._grown).masked_fill(~batch.explore.mask, 0.0)
+
+    def nat(self, code: Distribution) -> Tensor | float:
+        """What exploration is paid for a nat of these tasks' codes; for one of a code of less than a nat, 1."""
+        if self.bottleneck == "hinge":
+            return self.unit
+        return 1.0 / kl_divergence(code, self._prior(len(code.mean))).mean().clamp_min(1.0)
 
     @property
     def _grown(self) -> float:
@@ -284,10 +291,10 @@ class DREAM:
         return Explorer(execute, reads="mean", redraw=self.execution_episodes, exploration=explore)
 
     def _look_for_collapse(self, means: dict[str, float]) -> None:
-        """The known failure: nothing to be gained, so that the cheapest exploration is none."""
+        """The known failure: nothing is gained, so that the cheapest exploration is none."""
         settled = means["epsilon"] <= 0.1 and self.replay.added > self.schedule.explore_after
         gained = means["collect/bonus"] + self.cost * self._grown * means["collect/exploration_steps"]
-        if self._warned or not settled or means["collect/exploration_steps"] > 1.5 or gained > 0.1 * self.unit:
+        if self._warned or not settled or means["collect/exploration_steps"] > 1.5 or gained > 0.02:
             return
         self._warned = True
         warnings.warn(

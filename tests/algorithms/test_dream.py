@@ -46,7 +46,7 @@ def test_bonuses_telescope_to_what_the_whole_trajectory_told(trained):
     end = trained.inference.update(start, trials.explore.context(next_obs=True))
     nats = [-(code.entropy() + kl_divergence(code, b.posterior)) for b in (start, end)]  # E_code log q
     steps = trials.explore.mask.sum(1)
-    expected = trained.unit * (nats[1] - nats[0]) - trained.cost * steps
+    expected = trained.nat(code) * (nats[1] - nats[0]) - trained.cost * steps
     found = trained.bonus(trials)
     assert steps.min() < steps.max()
     torch.testing.assert_close(found.sum(1), expected, rtol=1e-4, atol=1e-4)
@@ -69,8 +69,26 @@ def test_prices_grow_during_the_warm_up_and_stay():
         assert algorithm._model.kl_weight == pytest.approx(0.3 * share)
 
 
+def test_bonuses_are_shares_of_what_the_codes_hold():
+    algorithm = agent(cost=0.0)
+    with torch_seeded(1):
+        algorithm.step()
+    trials = batch(algorithm)
+    code = algorithm.told(trials.params)
+    held = kl_divergence(code, algorithm._prior(12)).mean()
+    assert held > 2
+    start = algorithm.inference.init(12)
+    end = algorithm.inference.update(start, trials.explore.context(next_obs=True))
+    gained = kl_divergence(code, start.posterior) - kl_divergence(code, end.posterior)
+    torch.testing.assert_close(algorithm.bonus(trials).sum(1) * held, gained, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        algorithm.told.layers[-1].weight.zero_()
+        algorithm.told.layers[-1].bias.copy_(torch.tensor([0.0] * 6 + [20.0] * 6))  # N(0, 1), whatever the task
+    assert algorithm.nat(algorithm.told(trials.params)) == 1.0
+
+
 def test_published_bonuses_are_differences_of_squared_distances():
-    algorithm = agent(bottleneck="hinge")
+    algorithm = agent(bottleneck="hinge", cost=0.1)
     with torch_seeded(1):
         algorithm.step()
     trials = batch(algorithm)
@@ -233,7 +251,7 @@ def test_an_exploration_that_gives_up_is_reported_once_with_what_to_change():
     algorithm = agent(
         schedule=Schedule(trials=16, trials_per_iteration=32, batch=8, execute_after=16, explore_after=16)
     )
-    stopped = {"epsilon": 0.05, "collect/exploration_steps": 1.0, "collect/bonus": -0.1, "execute/code_nats": 0.01}
+    stopped = {"epsilon": 0.05, "collect/exploration_steps": 1.0, "collect/bonus": -0.02, "execute/code_nats": 0.01}
     algorithm.replay.added = 10**4
     with warnings.catch_warnings():
         warnings.simplefilter("error")
