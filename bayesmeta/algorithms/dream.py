@@ -12,9 +12,9 @@ belief after every transition trained by ``- E_q(z | mu) log q(z | tau_{:t})``. 
 
     r_t = E_q(z | mu) [ log q(z | tau_{:t+1}) - log q(z | tau_{:t}) ] / KL(q(z | mu) || N(0, I)) - cost
 
-for what its trajectory tells of the code, as a share of what the code holds (KL: its mean over the tasks of a batch), in
-closed form, with the latest of both (equations 3 to 5). It sees
-observations and its own actions, neither reward nor instruction nor code.
+for what its trajectory tells of the code, as a share of what the code holds (KL: its mean over the tasks of a batch),
+in closed form, with the latest of both (equations 3 to 5). It sees observations and its own actions, neither reward nor
+instruction nor code.
 
 ===========  ==========================================================================================
 task model   N(0, I) as a bottleneck + execution factor
@@ -28,12 +28,13 @@ Gradients: of the TD error into values and, through z, into the code of the told
 ``-log q(z | tau)`` into the belief alone, the code held constant; of the bonus into nothing. Targets are constants.
 
 Differences from the published code, all deliberate. ``bottleneck="kl"`` learns the variances of code and belief, with a
-KL to a fixed prior; ``"hinge"`` is the published form, a fixed standard deviation of 0.1, the penalty
-``max(|mean|^2, hinge)`` and squared distances for nats, of which no share is taken. Half of the tasks of each batch act and learn on the code and
-half on the belief, where published trials alternate; the target network reads the same ``z`` as the online one (a copy
-of code and belief that is never switched, in the code). The explorer's gradients and checkpoints hold nothing of code
-and belief. Advantages are centred over actions only; recurrences are GRUs; an episode of exploration cannot be ended by
-an instruction that the explorer is not shown. The time limit ends an episode for good, as published.
+KL to a fixed prior, and pays shares of the code, whose nats fall by a factor of ten as it is compressed; ``"hinge"`` is
+the published form, a fixed standard deviation of 0.1, the penalty ``max(|mean|^2, hinge)`` and squared distances for
+nats. Half of the tasks of each batch act and learn on the code and half on the belief, where published trials alternate;
+the target network reads the same ``z`` as the online one (a copy of code and belief that is never switched, in the
+code). The explorer's gradients and checkpoints hold nothing of code and belief. Advantages are centred over actions
+only; the belief remembers by a GRU; an episode of exploration cannot be ended by an instruction that the explorer is not shown.
+The time limit ends an episode for good, as published.
 """
 
 import math
@@ -70,8 +71,8 @@ class DREAM:
     """DREAM on a family of discrete control with episodes free of reward. See the module's docstring.
 
     ``kl_weight`` is the price of a nat of the code, in units of the squared TD error per step. ``cost`` is the price of
-    a step of exploration, a share of the code (``"hinge"``: a squared distance). Both grow linearly to these values over
-    the first ``warmup`` updates of execution, before which neither code nor exploration is worth its price.
+    a step of exploration, a share of the code (``"hinge"``: a squared distance). Both grow linearly to these values
+    over the first ``warmup`` updates of execution, before which neither code nor exploration is worth its price.
     ``execution_episodes`` follow each exploration, with one belief.
 
     Warns once if exploration has stopped without having gained any information.

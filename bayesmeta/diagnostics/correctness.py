@@ -7,6 +7,7 @@ from bayesmeta.diagnostics.calibration import ALPHA
 from bayesmeta.diagnostics.distances import k_hat_threshold
 from bayesmeta.diagnostics.latent import is_functional, is_point, latent_names
 from bayesmeta.diagnostics.results import array, attribute
+from bayesmeta.diagnostics.tables import few
 from bayesmeta.diagnostics.uniformity import holm, p_value
 from bayesmeta.diagnostics.words import Verdict
 
@@ -103,7 +104,8 @@ def _listed(rejected: dict[str, list[int]]) -> str:
     for sizes, names in together.items():
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         parts.append(f"{', '.join(names[:_NAMED])}{more} after {', '.join(map(str, sizes))}")
-    return "; ".join(parts)
+    others = sum(map(len, list(together.values())[_NAMED:]))
+    return "; ".join([*parts[:_NAMED], *([f"{others} more after other numbers of"] if others else [])])
 
 
 def _fault(tree: xr.DataTree, rejected: dict[str, list[int]]) -> str:
@@ -179,12 +181,13 @@ def _distance(tree: xr.DataTree) -> Verdict:
         return Verdict(question, "invalid", str(refused), "Nothing is said of the belief: the reference is none.")
     group, steps = tree["distance"].to_dataset(), _steps(tree)
     kl = group["kl_reference"].to_numpy().mean(1)
+    shown = few(len(steps))
     if np.isfinite(kl).all():
-        found = "KL in nats " + ", ".join(f"{k:.3g} after {s}" for k, s in zip(kl, steps, strict=True))
+        found = "KL in nats " + ", ".join(f"{kl[c]:.3g} after {steps[c]}" for c in shown)
     else:
         sliced = group["sliced_wasserstein"].to_numpy().mean(1)
         found = "sliced Wasserstein distance in posterior standard deviations "
-        found += ", ".join(f"{w:.2g} after {s}" for w, s in zip(sliced, steps, strict=True))
+        found += ", ".join(f"{sliced[c]:.2g} after {steps[c]}" for c in shown)
     sd = group["sd_ratio"].to_numpy()
     ratio = np.exp(np.nanmean(np.log(np.maximum(sd, 1e-12)), axis=(1, 2))) if np.isfinite(sd).any() else None
     if ratio is not None:

@@ -20,6 +20,7 @@ from bayesmeta.diagnostics.plotting import (
     panel,
 )
 from bayesmeta.diagnostics.results import array, episode_ends, parameters
+from bayesmeta.diagnostics.tables import few
 from bayesmeta.diagnostics.uniformity import ecdf_band
 
 _PANELS = 8  # quantities drawn at most
@@ -29,6 +30,7 @@ def ranks(tree: xr.DataTree) -> Figure:
     """ECDF of the ranks minus the diagonal, a panel per quantity and a line per context size, with the 95 % band."""
     columns = quantities_of(tree["prior_sbc"].to_dataset())
     steps = array(tree, "prior_sbc", "context_step")
+    shown = few(len(steps))
     joint = [name for name in columns if not _is_coordinate(tree, name)]
     names = [*joint, *[name for name in columns if name not in joint]][:_PANELS]
     wide = min(4, len(names))
@@ -38,7 +40,7 @@ def ranks(tree: xr.DataTree) -> Figure:
         values = columns[name]
         where, low, high = ecdf_band(len(values))
         axes.fill_between(where, low - where, high - where, color=GRID, linewidth=0, label="95 % band if uniform")
-        for colour, c in zip(ordered(len(steps)), range(len(steps)), strict=True):
+        for colour, c in zip(ordered(len(shown)), shown, strict=True):
             ecdf = np.searchsorted(np.sort(values[:, c]), where, side="right") / len(values)
             axes.plot(where, ecdf - where, color=colour, linewidth=1.3, label=f"{steps[c]} data")
         axes.axhline(0, color=MUTED, linewidth=0.8)
@@ -61,10 +63,11 @@ def coverage(tree: xr.DataTree) -> Figure:
     """How often the highest-density region of each level holds the truth, a line per context size."""
     values = tree["prior_sbc"].to_dataset()["log_q"].to_numpy()[0]
     steps = array(tree, "prior_sbc", "context_step")
+    shown = few(len(steps))
     figure, axes = panel()
     where, low, high = ecdf_band(len(values))
     axes.fill_between(where, low, high, color=GRID, linewidth=0, label="95 % band if exact")
-    for colour, c in zip(ordered(len(steps)), range(len(steps)), strict=True):
+    for colour, c in zip(ordered(len(shown)), shown, strict=True):
         covered = np.searchsorted(np.sort(1 - values[:, c]), where, side="right") / len(values)
         axes.plot(where, covered, color=colour, linewidth=1.4, label=f"{steps[c]} data")
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9)

@@ -11,9 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
 
+from bayesmeta.diagnostics.codes import log_densities
 from bayesmeta.evaluate import evaluate
+from bayesmeta.inference.finite import FiniteFilter
 from bayesmeta.tasks.world import World
 from bayesmeta.types import Agent, Transitions
+
+DRAWS = 400  # of a belief, to read what it says of the problems
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,26 @@ def explored(agent: Agent, family: World, split: str = "test", *, trials: int = 
     rollout = evaluate(agent, family, params, episodes=2, seed=seed)
     explore = rollout.episodes[0]
     exact = family.posterior_over(split)
-    weights = exact.scan(exact.init(trials), explore.context(next_obs=True)).log_weights
-    weights = weights.unflatten(0, (-1, trials)).transpose(0, 1)
-    true = (exact.points == params.unsqueeze(1)).all(-1).float().argmax(1)
-    nats = weights.gather(-1, true.view(-1, 1, 1).expand(-1, weights.shape[1], 1)).squeeze(-1)
-    return Explored(params, explore, rollout.returns[:, 1], nats + math.log(len(exact.points)))
+    found = nats_of(exact_log_weights(exact, explore), numbers(exact.points, params))
+    return Explored(params, explore, rollout.returns[:, 1], found.T)
+
+
+def exact_log_weights(exact: FiniteFilter, explore: Transitions) -> Float[Tensor, "T1 B P"]:
+    """What is known of the problem before each step of an exploration and after the last: log probabilities."""
+    tasks = len(explore.mask)
+    found = exact.scan(exact.init(tasks), explore.context(next_obs=True)).log_weights
+    return found.unflatten(0, (-1, tasks))
+
+
+def numbers(points: Float[Tensor, "P M"], params: Float[Tensor, "B M"]) -> Int[Tensor, "B"]:
+    """The row of each task's parameters among those of the problems."""
+    return (points == params.unsqueeze(1)).all(-1).int().argmax(1)
+
+
+def nats_of(log_weights: Float[Tensor, "T1 B P"], true: Int[Tensor, "B"]) -> Float[Tensor, "T1 B"]:
+    """What is told of the true problem where ``P`` are equally likely: its log probability plus ``log P``."""
+    index = true.view(1, -1, 1).expand(len(log_weights), -1, 1)
+    return log_weights.gather(-1, index).squeeze(-1) + math.log(log_weights.shape[-1])
 
 
 @torch.no_grad()
@@ -56,6 +75,16 @@ def problem_log_weights(code: Distribution, belief: Distribution, draws: int = 1
     tasks. Problems that a code does not tell apart share their weight.
     """
     return _log_posterior(code, belief.sample(torch.Size((draws,)))).logsumexp(0) - math.log(draws)
+
+
+def implied_log_weights(code: Distribution, belief: Distribution, draws: int = DRAWS) -> Float[Tensor, "B P"]:
+    """:func:`problem_log_weights` to the resolution of ``draws``: none is so small that no number of draws could tell.
+
+    As if one more draw had been of no problem in particular. A belief that is wider than the codes, in many dimensions,
+    gives to problems none of whose codes is the nearest to any draw a probability that is 0 for all that one can tell.
+    """
+    found = problem_log_weights(code, belief, draws) + math.log(draws)
+    return torch.logaddexp(found, found.new_tensor(-math.log(found.shape[-1]))) - math.log(draws + 1)
 
 
 @torch.no_grad()
@@ -73,4 +102,4 @@ def information_about(code: Distribution, labels: Int[Tensor, "P"], draws: int =
 
 def _log_posterior(code: Distribution, z: Float[Tensor, "S B D"]) -> Float[Tensor, "S B P"]:
     """The exact posterior over the problems given each code."""
-    return torch.stack([code.log_prob(part.unsqueeze(1)).log_softmax(-1) for part in z])
+    return log_densities(code, z).log_softmax(-1).to(z.dtype)

@@ -23,10 +23,13 @@ from bayesmeta.diagnostics.plotting import (
     ordered,
     panel,
 )
-from bayesmeta.diagnostics.results import array, episode_ends, parameters
+from bayesmeta.diagnostics.results import array, attribute, episode_ends, parameters
 from bayesmeta.diagnostics.tables import references
 
-_REFERENCE_STYLES = {"oracle": (REFERENCE, "-"), "upper_bound": (REFERENCE, "--"), "thompson": (EXACT, "-")}
+_REFERENCE_STYLES = {
+    **{"oracle": (REFERENCE, "-"), "upper_bound": (REFERENCE, "--"), "thompson": (EXACT, "-")},
+    **{"thompson_redrawn": (EXACT, "-"), "thompson_kept": (EXACT, "--")},
+}
 _DIMENSIONS = 6  # latent dimensions drawn at most, those with the most information
 _REFERENCE_NAMES = {
     "oracle": "oracle: told the task",
@@ -34,15 +37,18 @@ _REFERENCE_NAMES = {
     "walking": "without knowing the task",
     "upper_bound": "upper bound",
     "thompson": "exact posterior sampling",
+    "thompson_redrawn": "exact posterior sampling, drawn anew when contradicted",
+    "thompson_kept": "exact posterior sampling, one draw an episode",
     "bayes_optimal": "Bayes-optimal",
 }
 
 
 def adaptation(tree: xr.DataTree) -> Figure:
-    """Return of every adaptation episode, with the reference lines that the family knows."""
+    """Return of every adaptation episode that is paid, with the reference lines that the family knows."""
     group = tree["trajectory"].dataset
-    returns = group["return"].values
-    episodes = group["episode"].values
+    unpaid = attribute(tree, "exploration_episodes", 0)
+    returns = group["return"].values[:, unpaid:]
+    episodes = group["episode"].values[unpaid:]
     figure, axes = panel()
     jitter = np.random.default_rng(0).uniform(-0.12, 0.12, returns.shape)
     axes.scatter(episodes + jitter, returns, s=7, color=MUTED, alpha=0.35, linewidths=0, label="one task")
@@ -50,10 +56,23 @@ def adaptation(tree: xr.DataTree) -> Figure:
     for name, values in references(group).items():
         style = _REFERENCE_STYLES.get(name, (EXACT, ":"))
         line = np.broadcast_to(values.mean(0), returns.shape[1:])
-        axes.plot(episodes, line, color=style[0], linestyle=style[1], label=_REFERENCE_NAMES.get(name, name))
+        where = episodes if len(episodes) > 1 else episodes + np.array([-0.5, 0.5])
+        line = line if len(episodes) > 1 else line.repeat(2)
+        axes.plot(where, line, color=style[0], linestyle=style[1], label=_REFERENCE_NAMES.get(name, name))
     axes.set(xlabel="adaptation episode", ylabel="return (sum of rewards)", title="Return as the agent adapts")
     axes.set_xticks(episodes)
-    axes.legend(loc="best")
+    if "unseen" in tree.children:
+        other = array(tree, "unseen", "return")[:, unpaid:]
+        low, high = bootstrap_interval(other)
+        error = np.stack([other.mean(0) - low, high - other.mean(0)])
+        label = "mean, problems not trained on"
+        axes.errorbar(episodes + 0.2, other.mean(0), error, color=COLOURS[3], marker="D", linestyle="", label=label)
+    if unpaid:
+        axes.set_title("Return after exploration")
+        figure.set_figheight(5.2)
+        figure.legend(loc="outside lower left")
+    else:
+        axes.legend(loc="best")
     return figure
 
 
@@ -127,7 +146,8 @@ def active(tree: xr.DataTree) -> Figure:
     axes.set_ylim(floor, max(4 * mean.max(), 10 * ACTIVE_NATS))
     log_axis(axes)
     axes.set_xlim(-0.7, max(len(mean), 5) - 0.3)
-    axes.set_xticks(np.arange(len(mean)), [f"z{d}" for d in range(len(mean))])
+    named = range(0, len(mean), -(-len(mean) // 12))
+    axes.set_xticks(list(named), [f"z{d}" for d in named])
     axes.set(xlabel="latent dimension", ylabel="KL from the prior (nats)")
     axes.set_title(f"{int(active_dimensions(kl).sum())} of {len(mean)} dimensions active")
     axes.grid(False, axis="x")

@@ -41,8 +41,8 @@ def total_kl(posterior: Distribution, prior: Distribution, draws: Float[Tensor, 
     if isinstance(posterior, Cells) and isinstance(prior, Cells):
         if not torch.equal(posterior.points, prior.points):
             return undefined
-        return _discrete_kl(posterior.log_weights, prior.log_weights)
-    if is_discrete(posterior) != is_discrete(prior):
+        return discrete_kl(posterior.log_weights, prior.log_weights)
+    if is_discrete(posterior) or is_discrete(prior):
         return undefined
     try:
         return kl_divergence(posterior, prior)
@@ -110,7 +110,7 @@ def _log_mixture(code: Distribution, z: Float[Tensor, "S B D"]) -> Float[Tensor,
     return torch.cat(parts).reshape(z.shape[:2]) - math.log(tasks)
 
 
-def _discrete_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+def discrete_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     """``sum_g q_g (log q_g - log p_g)`` over the last axis; a weight of zero contributes nothing."""
     return torch.where(log_q > -torch.inf, log_q.exp() * (log_q - log_p), 0.0).sum(-1)
 
@@ -129,5 +129,5 @@ def _cells_marginal_kl(posterior: Cells, prior: Cells) -> Float[Tensor, "B D"]:
             empty.scatter_add(-1, index.expand(len(points), -1), log_weights.exp().expand(len(points), -1)).log()
             for log_weights in (posterior.log_weights, prior.log_weights)
         )
-        columns.append(_discrete_kl(q, p))
+        columns.append(discrete_kl(q, p))
     return torch.stack(columns, -1)

@@ -154,7 +154,7 @@ def correctness(tree: xr.DataTree) -> list[Panel]:
 
 def knowledge(tree: xr.DataTree) -> list[Panel]:
     """What is known after how many data."""
-    panels = []
+    panels, explored = [], "exploration" in tree.children
     if "decoded" in tree.children:
         error = np.sqrt(squared_errors(tree, "decoded").mean(1))
         limit = " The exact posterior on the same data is the limit." if "exact" in tree.children else ""
@@ -183,7 +183,7 @@ def knowledge(tree: xr.DataTree) -> list[Panel]:
                 "Distance of the expected function from the true one, at inputs that all tasks share.",
             )
         )
-    if parameters(tree)[0] and ("decoded" in tree.children or not is_functional(tree)):
+    if parameters(tree)[0] and ("decoded" in tree.children or not (is_functional(tree) or explored)):
         panels.append(
             Panel(
                 lambda: correctness_figures.belief_over_time(tree),
@@ -246,8 +246,12 @@ def latent(tree: xr.DataTree) -> list[Panel]:
             Panel(
                 lambda: figures.latent_map(tree),
                 f"Posterior means of all tasks at several context sizes, coloured by {', '.join(names[:2])}.",
-                "Where the posterior means of all tasks lie, one dot a task, coloured by its true parameters: an "
-                "ordered picture says that the latent has found them.",
+                "Where the posterior means of all tasks lie, one dot a task, coloured by its true parameters: "
+                + (
+                    "dots of one colour should come together and those of different ones part."
+                    if "exploration" in tree.children
+                    else "an ordered picture says that the latent has found them."
+                ),
                 wide=True,
             )
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from bayesmeta.diagnostics import panels, tables
+from bayesmeta.diagnostics import exploration_panels, panels, tables
 from bayesmeta.diagnostics.latent import is_functional, latent_names
 from bayesmeta.diagnostics.panels import Panel
 from bayesmeta.diagnostics.plotting import rendered
@@ -38,7 +38,15 @@ def report(tree: xr.DataTree, family: TaskFamily | None = None, run: RunFolder |
     ]
     if "trajectory" in tree.children:
         words = "Every task is new to the agent. It acts, infers the task from what it sees, and acts again."
+        if explored := "exploration" in tree.children:
+            words = "The agent is not told the problem. It explores, which pays nothing, infers the problem from what "
+            words += "it sees, and then does as it is asked."
         body.append(_section("Behaviour", words, *panels.behaviour(tree, family, run), tables.returns_table(tree)))
+        if explored:
+            words = "What the steps of exploration told of the problem, and what the belief made of it: the exact "
+            words += "posterior is known at every step."
+            table = tables.exploration_table(tree)
+            body.append(_section("Exploration", words, *exploration_panels.exploration(tree, family), table))
     elif curve := panels.learning(tree, run):
         body.append(_section("Training", "How well unseen data of unseen tasks were predicted on the way.", *curve))
     right = panels.correctness(tree)

@@ -24,6 +24,11 @@ group              variables                                           dimension
 ``trajectory``     ``return latent``                                   task episode (read_dim)
 ..                 ``reward real obs next_obs action``                 task t (obs_dim or action_dim)
 ..                 ``reference_<name>``: returns to compare with       task (episode)
+``exploration``    ``exact_nats nats kl code_nats bonus real action``  context_step task
+..                 ``state``; ``exact_probability probability``        context_step task state_dim; problem_row
+..                 ``confidence accuracy count``; ``ece exact_ece``    context_step bin; context_step
+..                 ``problem``: the row of the true one                task
+``unseen``         ``return``; ``exact_nats``, ``reference_<name>``    unseen_task episode; unseen_task
 ``observed_data``  ``y``; its inputs are in ``constant_data``          obs y_dim
 =================  ==================================================  ========================================
 
@@ -31,6 +36,9 @@ KL divergences are in nats. ``context_step`` counts rows of the context, 0 being
 them that are real. ``decoded`` are the parameters read off the belief by regression, ``exact`` the moments of the true
 posterior where the family knows it. Control families have a trajectory, supervised ones observed data. In ``prior_sbc``
 a draw is a data set (the names are ArviZ's); it and ``calibration`` may leave out context sizes, ``reference`` tasks.
+In ``exploration``, of a world of finitely many problems, ``exact_`` are of the posterior over them, the others of what
+the belief says of them; ``bonus`` is paid for the step that led there (:mod:`bayesmeta.diagnostics.worlds`). ``unseen``
+are other tasks, of problems that were not trained on.
 Independent draws are one chain. Further groups and variables may be added; those above keep their dimensions.
 Attributes are strings and numbers; anything else is JSON in an attribute whose name ends in ``_json``.
 
@@ -95,6 +103,19 @@ DIMS: dict[str, dict[str, tuple[str, ...]]] = {
         "next_obs": ("task", "t", "obs_dim"),
         "action": ("task", "t", "action_dim"),
         "episode_of_t": ("t",),
+    },
+    "exploration": {
+        **dict.fromkeys(("exact_nats", "nats", "kl", "code_nats", "bonus", "real", "action"), ("context_step", "task")),
+        **dict.fromkeys(("exact_probability", "probability"), ("context_step", "task", "problem_row")),
+        **dict.fromkeys(("confidence", "accuracy", "count"), ("context_step", "bin")),
+        **dict.fromkeys(("ece", "exact_ece"), ("context_step",)),
+        "state": ("context_step", "task", "state_dim"),
+        "problem": ("task",),
+    },
+    "unseen": {
+        "return": ("unseen_task", "episode"),
+        "exact_nats": ("unseen_task",),
+        "problem": ("unseen_task", "param"),
     },
     "observed_data": {"y": ("obs", "y_dim")},
 }

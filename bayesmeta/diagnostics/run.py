@@ -18,10 +18,12 @@ from bayesmeta.diagnostics.report import write_report
 from bayesmeta.diagnostics.results import array, attribute
 from bayesmeta.diagnostics.truth import exact_posterior, reference_returns
 from bayesmeta.diagnostics.verdict import passed, table, verdicts
+from bayesmeta.diagnostics.worlds import world_results
 from bayesmeta.episodic import Learner
 from bayesmeta.evaluate import evaluate
 from bayesmeta.folder import session_versions
 from bayesmeta.runs import load_run
+from bayesmeta.tasks.world import World
 from bayesmeta.train import derived_seed, seeded
 from bayesmeta.types import Agent, Algorithm, Context, ControlFamily, SupervisedFamily, TaskFamily, to
 
@@ -91,7 +93,8 @@ def results_of(
     Control families are adapted to for ``episodes`` episodes, supervised ones shown ``shots`` data. The parameters
     decoded from the belief and, where the family knows it, the exact posterior of the same data are in it. What a
     supervised meta-learner believes of its latent is told by the function's values
-    (:mod:`bayesmeta.diagnostics.learners`). Raises ValueError for fewer than 10 tasks.
+    (:mod:`bayesmeta.diagnostics.learners`), and what an agent believes in a world of finitely many problems by their
+    probabilities (:mod:`bayesmeta.diagnostics.worlds`). Raises ValueError for fewer than 10 tasks.
     """
     if tasks < 2 * FOLDS:
         raise ValueError(f"tasks = {tasks}: expected at least {2 * FOLDS}, for parameters decoded on held-out tasks")
@@ -99,6 +102,17 @@ def results_of(
     if isinstance(algorithm, Learner) and isinstance(family, SupervisedFamily):
         return learner_results(
             algorithm, family, tasks=tasks, shots=shots, draws=draws, seed=seed, device=device, attrs=attrs
+        )
+    if isinstance(family, World):
+        return world_results(
+            cast(Agent, algorithm),
+            family,
+            tasks=tasks,
+            episodes=episodes,
+            draws=draws,
+            seed=seed,
+            device=device,
+            attrs=attrs,
         )
     generator = torch.Generator().manual_seed(derived_seed(seed, "diagnostics tasks"))
     params = family.sample(tasks, "test", generator).to(device)

@@ -19,7 +19,8 @@ _ELSEWHERE = ("implied_prior",)  # has a section of its own
 
 def summary(tree: xr.DataTree) -> str:
     """What was evaluated, in one line."""
-    words = [f"{tree['posterior'].sizes['task']} unseen {attribute(tree, 'split', '')} tasks".replace("  ", " ")]
+    new = "" if "exploration" in tree.children else "unseen"  # which problem it is, the agent is not told
+    words = [" ".join(f"{tree['posterior'].sizes['task']} {new} {attribute(tree, 'split', '')} tasks".split())]
     if "trajectory" in tree.children:
         words.append(f"{tree['trajectory'].sizes['episode']} episodes each")
     if attribute(tree, "iteration") is not None:
@@ -54,10 +55,18 @@ def returns_table(tree: xr.DataTree) -> str:
     returns = group["return"].to_numpy()
     low, high = bootstrap_interval(returns)
     middle = iqm(returns)
+    unpaid = attribute(tree, "exploration_episodes", 0)
     rows = [
         [f"episode {k}", number(returns[:, i].mean()), f"{number(low[i])} to {number(high[i])}", number(middle[i])]
         for i, k in enumerate(group["episode"].to_numpy())
+        if i >= unpaid
     ]
+    if "unseen" in tree.children:
+        other = array(tree, "unseen", "return")[:, -1]
+        bounds = " to ".join(number(bound) for bound in bootstrap_interval(other))
+        rows.append(
+            [f"episode {returns.shape[1]}, problems not trained on", number(other.mean()), bounds, number(iqm(other))]
+        )
     for name, values in references(group).items():
         known = values if values.ndim == 2 else values[:, None]
         label = "{}, episode {}" if values.ndim == 2 else "{}"
@@ -84,6 +93,28 @@ def context_table(tree: xr.DataTree) -> str:
     columns = {name: values for name, values in columns.items() if not np.isnan(values).all()}
     rows = [[str(step), *(number(values[c]) for values in columns.values())] for c, step in enumerate(steps)]
     return _table(["data seen", *columns], rows)
+
+
+def exploration_table(tree: xr.DataTree) -> str:
+    """What each step of exploration told, and what the belief says after it."""
+    group = tree["exploration"].to_dataset()
+    names = {
+        "exact_nats": "exact nats",
+        "nats": "nats of the belief",
+        "code_nats": "nats of the code",
+        "kl": "KL from exact",
+        "ece": "calibration error",
+        "exact_ece": "by chance",
+        "bonus": f"bonus ({attribute(tree, 'bonus_unit')})",
+        "real": "still exploring",
+    }
+    columns = {label: group[name].to_numpy() for name, label in names.items() if name in group}
+    means = {label: values.mean(1) if values.ndim == 2 else values for label, values in columns.items()}
+    rows = [
+        [str(step), *(number(values[c]) for values in means.values())]
+        for c, step in enumerate(group["context_step"].to_numpy())
+    ]
+    return _table(["steps", *means], rows)
 
 
 def settings(tree: xr.DataTree) -> str:
@@ -122,6 +153,11 @@ def number(value: Any) -> str:
 def numbers(values: Sequence[Any] | np.ndarray) -> str:
     """At most twelve numbers in a row."""
     return ", ".join(number(value) for value in values[:12]) + (", ..." if len(values) > 12 else "")
+
+
+def few(count: int, most: int = 8) -> list[int]:
+    """All of ``count`` places, or, where they are more than ``most``, some from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

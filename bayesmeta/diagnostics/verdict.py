@@ -7,6 +7,7 @@ import xarray as xr
 
 from bayesmeta.diagnostics.correctness import correctness
 from bayesmeta.diagnostics.decoding import squared_errors, value_errors
+from bayesmeta.diagnostics.exploration_verdicts import exploration
 from bayesmeta.diagnostics.information import active_dimensions
 from bayesmeta.diagnostics.intervals import bootstrap_interval
 from bayesmeta.diagnostics.latent import is_functional, is_point, latent_names
@@ -27,7 +28,9 @@ def verdicts(tree: xr.DataTree) -> list[Verdict]:
         found.append(_width(tree))
     if value_errors(tree):
         found.append(_known(tree))
-    if "trajectory" in tree.children:
+    if "exploration" in tree.children:
+        found += exploration(tree)
+    elif "trajectory" in tree.children:
         found += [*_adaptation(tree), *_reference(tree)]
     if "decoded" in tree.children:
         found += [_identified(tree), *_efficiency(tree)]
