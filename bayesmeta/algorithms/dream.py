@@ -30,11 +30,11 @@ Gradients: of the TD error into values and, through z, into the code of the told
 Differences from the published code, all deliberate. ``bottleneck="kl"`` learns the variances of code and belief, with a
 KL to a fixed prior, and pays shares of the code, whose nats fall by a factor of ten as it is compressed; ``"hinge"`` is
 the published form, a fixed standard deviation of 0.1, the penalty ``max(|mean|^2, hinge)`` and squared distances for
-nats. Half of the tasks of each batch act and learn on the code and half on the belief, where published trials alternate;
+nats. Half of the tasks of a batch act and learn on the code and half on the belief, where published trials alternate;
 the target network reads the same ``z`` as the online one (a copy of code and belief that is never switched, in the
 code). The explorer's gradients and checkpoints hold nothing of code and belief. Advantages are centred over actions
-only; the belief remembers by a GRU; an episode of exploration cannot be ended by an instruction that the explorer is not shown.
-The time limit ends an episode for good, as published.
+only; the belief remembers by a GRU; an episode of exploration cannot be ended by an instruction that the explorer is
+not shown. The time limit ends an episode for good, as published.
 """
 
 import math
