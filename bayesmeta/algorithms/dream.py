@@ -264,7 +264,7 @@ class DREAM:
         s = self.schedule
         params = self._family.sample(s.trials, "train", self._tasks).to(self.device)
         seed = int(torch.randint(2**31, (), generator=self._tasks))
-        rates = [s.epsilon(learner.steps) for learner in (self.execute, self.explore)]
+        rates = [learner.epsilon for learner in (self.execute, self.explore)]
         with torch.no_grad():
             code = self.told(params).sample()
         explorer = self._explorer(

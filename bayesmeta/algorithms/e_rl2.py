@@ -118,7 +118,7 @@ class ERL2:
         s = self.schedule
         params = self._family.sample(s.trials, "train", self._tasks).to(self.device)
         seed = int(torch.randint(2**31, (), generator=self._tasks))
-        epsilon = s.epsilon(self.learner.steps)
+        epsilon = self.learner.epsilon
         explorer = Explorer(CodePolicy(self.learner.q.q, epsilon), reads="mean", redraw=0)
         env = self._family.env(params, device=self.device)
         rollout = collect(env, explorer, self.inference, self.spec, episodes=2, seed=seed)

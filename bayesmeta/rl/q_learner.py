@@ -19,8 +19,8 @@ class Schedule:
 
     ``trials`` run in lockstep, ``trials_per_iteration`` make an iteration. Each policy makes one gradient step per
     ``steps_per_update`` environment steps of its own, on ``batch`` trials, once ``execute_after`` or ``explore_after``
-    trials are there. Random actions fall from 1 to 0.01 over ``epsilon_steps`` of a policy's own steps; its target
-    network is renewed every ``target_every``.
+    trials are there. Random actions fall from 1 to 0.01 over ``epsilon_steps`` of a policy's own steps from then on; its
+    target network is renewed every ``target_every``.
     """
 
     trials: int = 32
@@ -44,7 +44,7 @@ class Schedule:
             )
 
     def epsilon(self, steps: int) -> float:
-        """The rate of random actions after so many steps."""
+        """The rate of random actions after so many steps of learning."""
         return max(0.01, 1.0 - 0.99 * steps / self.epsilon_steps)
 
 
@@ -58,10 +58,17 @@ class QLearner(Generic[Values]):
         modules: tuple[nn.Module, ...] = (self.q, *others)
         self.parameters = [p for module in modules for p in module.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=schedule.lr, fused=True)
-        self.steps, self.done, self.made, self.renewed = 0, 0, 0, 0
+        self.steps, self.begun_at, self.done, self.made, self.renewed = 0, 0, 0, 0, 0
+
+    @property
+    def epsilon(self) -> float:
+        """The rate of random actions: 1 until learning begins."""
+        return self.schedule.epsilon(self.steps - self.begun_at)
 
     def due(self, *, begun: bool) -> int:
         """How many updates are due, and from now on done; none for the steps before learning has begun."""
+        if not begun:
+            self.begun_at = self.steps
         before, self.done = self.done, self.steps // self.schedule.steps_per_update
         return self.done - before if begun else 0
 
@@ -80,9 +87,10 @@ class QLearner(Generic[Values]):
 
     def state_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("q", "target", "optimizer")}
-        return {**parts, "counts": [self.steps, self.done, self.made, self.renewed]}
+        return {**parts, "counts": [self.steps, self.begun_at, self.done, self.made, self.renewed]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("q", "target", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
-        self.steps, self.done, self.made, self.renewed = (int(count) for count in state["counts"])
+        counts = (int(count) for count in state["counts"])
+        self.steps, self.begun_at, self.done, self.made, self.renewed = counts

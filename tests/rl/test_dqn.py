@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bayesmeta.rl.dqn import double_q_target, previous_actions, td_error
-from bayesmeta.rl.q_learner import Schedule
+from bayesmeta.rl.q_learner import QLearner, Schedule
 
 
 @pytest.fixture
@@ -57,6 +57,18 @@ def test_random_actions_become_rarer_and_stay():
     assert schedule.epsilon(50) == pytest.approx(0.505)
     assert schedule.epsilon(100) == pytest.approx(0.01)
     assert schedule.epsilon(10**6) == 0.01
+
+
+def test_actions_are_random_until_learning_begins():
+    q = torch.nn.Linear(1, 1)
+    learner = QLearner(q, Schedule(epsilon_steps=100, steps_per_update=10), torch.device("cpu"))
+    learner.steps = 5000
+    assert learner.due(begun=False) == 0 and learner.epsilon == 1.0
+    learner.steps += 50
+    assert learner.due(begun=True) == 5 and learner.epsilon == pytest.approx(0.505)
+    again = QLearner(q, learner.schedule, torch.device("cpu"))
+    again.load_state_dict(learner.state_dict())
+    assert again.epsilon == learner.epsilon
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"execute_after": 31}, {"capacity": 499}, {"trials": 513}])
