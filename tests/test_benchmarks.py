@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
+from bayesmeta.algorithms.dream import DREAM
+from bayesmeta.diagnostics.exploration import Explored
 from bayesmeta.inference.product import ProductOfGaussians
+from bayesmeta.models.randomness import torch_seeded
+from bayesmeta.rl.q_learner import Schedule
+from bayesmeta.tasks.bus import Bus
+from bayesmeta.tasks.grid import RIDE
 from bayesmeta.types import Context
-from benchmarks import collect, inference_table, memory, pearl_update
+from benchmarks import collect, exploration, inference_table, memory, pearl_update
 from benchmarks._agents import Updates, agent
 from benchmarks._flops import executed
 from benchmarks._looped_pearl import LoopedPEARL
@@ -175,3 +181,30 @@ def test_inference_table_measures_chains_by_their_draws():
     row = inference_table.row("normal_normal: nuts", "normal_normal", lambda: family.exact, options)
     found = re.search(r"W (0\.\d+), sd ratio (\d\.\d+)", row)
     assert found and 0.05 < float(found[1]) < 0.25 and float(found[2]) == 1.0
+
+
+# --- explorers -----------------------------------------------------------------------------------------------------
+
+
+def test_idle_rides_and_what_codes_hold_of_idle_lines(capsys, monkeypatch):
+    monkeypatch.setattr(exploration, "TRIALS", 8)
+    family = Bus("distraction")
+    quick = Schedule(trials=8, trials_per_iteration=16, batch=8, execute_after=8, explore_after=8, steps_per_update=200)
+    with torch_seeded(0):
+        agent = DREAM(family.spec, latent_dim=4, schedule=quick)
+        agent.setup(family, 0)
+        agent.step()
+    exploration.dream("fresh-0", agent, family)
+    exploration.permutations({"fresh-0": agent}, family)
+    *_, cells = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if "fresh-0" in line]
+    useful, idle, rate = (float(cell) for cell in cells[1:])
+    assert 0 < useful <= 3.18 and 0 < idle <= 3.18 and rate > 0
+
+    trials = agent.replay.sample(8, torch.Generator().manual_seed(0))
+    episode = trials.explore
+    episode.obs[..., :2], episode.mask[:] = 4.0, True  # nobody boards here
+    episode.action[:] = 0
+    found = Explored(trials.params, episode, torch.zeros(8), torch.zeros(8, episode.mask.shape[1] + 1))
+    assert exploration.shown(found, family)[-1] == "0.000 ± 0.000"
+    episode.obs[:, 0, :2], episode.action[:, :2, RIDE] = torch.tensor([5.0, 5.0]), 1.0  # here one line, and a move none
+    assert exploration.shown(found, family)[-1] == "1.000 ± 0.000"
