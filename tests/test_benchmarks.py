@@ -17,7 +17,7 @@ from bayesmeta.rl.q_learner import Schedule
 from bayesmeta.tasks.bus import Bus
 from bayesmeta.tasks.grid import RIDE
 from bayesmeta.types import Context
-from benchmarks import collect, exploration, inference_table, memory, pearl_update
+from benchmarks import collect, coupled_exploration, exploration, inference_table, memory, pearl_update
 from benchmarks._agents import Updates, agent
 from benchmarks._flops import executed
 from benchmarks._looped_pearl import LoopedPEARL
@@ -208,3 +208,28 @@ def test_idle_rides_and_what_codes_hold_of_idle_lines(capsys, monkeypatch):
     assert exploration.shown(found, family)[-1] == "0.000 ± 0.000"
     episode.obs[:, 0, :2], episode.action[:, :2, RIDE] = torch.tensor([5.0, 5.0]), 1.0  # here one line, and a move none
     assert exploration.shown(found, family)[-1] == "1.000 ± 0.000"
+
+
+def test_exploring_end_to_end_takes_longer_by_a_factor_of_the_number_of_actions():
+    """One that tells and one that is paid: found apart after some ``A`` and ``A^2`` trials, and together after more."""
+    found = {actions: coupled_exploration.trials_needed(actions, 20) for actions in (4, 16)}
+    for actions, result in found.items():
+        apart, together = result["decoupled, exploration"], result["end to end, exploration"]
+        assert apart.mean() < 4 * actions < together.mean()
+        assert (result["decoupled, whole trial"] >= apart).all()
+    grown = {name: found[16][name].mean() / found[4][name].mean() for name in found[4]}
+    assert grown["decoupled, exploration"] < 8 < grown["end to end, exploration"]  # by A: 4, by A^2: 16
+
+
+def test_exploration_is_worth_what_is_paid_after_it_or_what_it_tells():
+    tables = coupled_exploration.Tables(3, 1, 0)
+    tables.explored[0, 0], tables.explored[0, 1, 2] = torch.tensor([2.0, 1.0, 0.0]), 4.0
+    tables.shown[0, 1, 0], tables.shown[0, 2, 1], tables.shown[0, 0, 2] = 2.0, 1.0, 4.0
+    tables.done[0, 1, 0], tables.paid[0, 1, 0] = 2.0, 2.0  # told 0 and did 0, twice
+    tables.done[0, 0], tables.paid[0, 0, 2] = torch.tensor([1.0, 1.0, 2.0]), 1.0
+    torch.testing.assert_close(tables.end_to_end(), torch.tensor([[2 / 3, 0.5, 0.0]]))
+    before = torch.tensor([3 / 10, 2 / 10, 5 / 10])
+    told = (2 * torch.log(3 / 5 / before[0]) + torch.log(2 / 4 / before[1])) / 3
+    torch.testing.assert_close(
+        tables.decoupled(), torch.stack([told, torch.log(5 / 7 / before[2]), torch.zeros(())]).unsqueeze(0)
+    )

@@ -19,8 +19,8 @@ class Schedule:
 
     ``trials`` run in lockstep, ``trials_per_iteration`` make an iteration. Each policy makes one gradient step per
     ``steps_per_update`` environment steps of its own, on ``batch`` trials, once ``execute_after`` or ``explore_after``
-    trials are there. Random actions fall from 1 to 0.01 over ``epsilon_steps`` of a policy's own steps from then on; its
-    target network is renewed every ``target_every``.
+    trials are there. Random actions fall from 1 to 0.01 over ``epsilon_steps`` of a policy's own steps from then on;
+    its target network is renewed every ``target_every``.
     """
 
     trials: int = 32
