@@ -274,9 +274,9 @@ class TaskEnv(Protocol):
     """A ``gymnasium.vector.VectorEnv`` in which row ``b`` is task ``b``; tensors in, tensors out, no autoreset.
 
     Actions are in [-1, 1], or where ``Spec.actions`` is positive one-hot rows of that many, and observations then
-    integers as floats, each below its ``Spec.obs_sizes``. ``reset`` returns ``obs [B, S], info``; ``step(action [B, A])`` returns
-    ``obs [B, S], reward [B], terminated [B], truncated [B], info``. A finished row may be stepped on; its output is
-    ignored. See :class:`bayesmeta.tasks.base.TaskVectorEnv`.
+    integers as floats, each below its ``Spec.obs_sizes``. ``reset`` returns ``obs [B, S], info``;
+    ``step(action [B, A])`` returns ``obs [B, S], reward [B], terminated [B], truncated [B], info``. A finished row may
+    be stepped on; its output is ignored. See :class:`bayesmeta.tasks.base.TaskVectorEnv`.
     """
 
     num_envs: int
