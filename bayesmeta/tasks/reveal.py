@@ -19,10 +19,11 @@ class Reveal(World):
     number is the problem pays 1, the others 0, and any ends the episode. Observation: ``(told, instruction)``, where
     ``told`` is 1 + the problem after action 0 and 0 otherwise. All problems are in both splits.
 
-    An agent that learns to explore from what the exploitation that follows is paid must find two actions at once, and
-    needs of the order of ``A^2 log A`` trials where one that learns the two apart needs ``A log A``: the example of
-    Liu, Raghunathan, Liang and Finn, "Decoupling exploration and exploitation for meta-reinforcement learning without
-    sacrifices", 2021. Raises ValueError for fewer than two actions.
+    An agent that learns to explore from what the exploitation that follows is paid must find two actions at once. Its
+    exploration is right after some ``A^2`` trials, up to logarithms, where that of one who learns the two apart is after
+    ``A`` (``benchmarks/coupled_exploration.py``); the example of Liu, Raghunathan, Liang and Finn, "Decoupling
+    exploration and exploitation for meta-reinforcement learning without sacrifices", 2021. Raises ValueError for fewer
+    than two actions.
     """
 
     start = (0,)
