@@ -20,7 +20,7 @@ class Reveal(World):
     ``told`` is 1 + the problem after action 0 and 0 otherwise. All problems are in both splits.
 
     An agent that learns to explore from what the exploitation that follows is paid must find two actions at once. Its
-    exploration is right after some ``A^2`` trials, up to logarithms, where that of one who learns the two apart is after
+    exploration is right after some ``A^2`` trials, up to logarithms, and that of one who learns the two apart after
     ``A`` (``benchmarks/coupled_exploration.py``); the example of Liu, Raghunathan, Liang and Finn, "Decoupling
     exploration and exploitation for meta-reinforcement learning without sacrifices", 2021. Raises ValueError for fewer
     than two actions.
