@@ -71,7 +71,7 @@ def descents(family: LinearGaussian) -> dict[str, Any]:
     """The procedures that descend on any model with a prior and a likelihood, run until they stand still."""
     sizes: dict[str, Any] = {"x_dim": family.spec.x_dim, "y_dim": family.spec.y_dim}
     mode = GradientDescent(family.model, steps=300, optimizer=Adam(0.05), objective="joint", **sizes)
-    fit: dict[str, Any] = {"steps": 300, "draws": "sigma", "optimizer": Adam(0.03), **sizes}
+    fit: dict[str, Any] = {"steps": 1000, "draws": "sigma", "optimizer": Adam(0.01), **sizes}
     return {
         "laplace": Laplace(mode),
         "mean field": VariationalDescent(family.model, **fit),
@@ -129,9 +129,10 @@ def row(label: str, name: str, make: Callable[[], Any], options: dict[str, Any])
         .mean(("task", "latent_dim"))
         .sel(context_step=[*options.get("sizes", SIZES)])
     )
-    distance = " / ".join(f"{value:.2g}" for value in far["kl_reference"].to_numpy())
+    distance = each(far["kl_reference"].to_numpy(), ".2g")
     if "nuts" in label or "particles" in label:  # draws have no density
-        distance = f"W {far['sliced_wasserstein'].item():.2g}, sd ratio {far['sd_ratio'].item():.3f}"
+        wasserstein, ratio = far["sliced_wasserstein"].to_numpy(), far["sd_ratio"].to_numpy()
+        distance = f"W {each(wasserstein, '.2g')}, sd ratio {each(ratio, '.3f')}"
     contraction = found.tree["fit_stats"]["contraction"].sel(context_step=10).mean().item()
     verdict = next(v.outcome for v in found.verdicts if v.question == "Is the belief calibrated?")
     cells = [
@@ -141,6 +142,10 @@ def row(label: str, name: str, make: Callable[[], Any], options: dict[str, Any])
         *(f"{seconds:.0f}", verdict),
     ]
     return f"| {label} | {' | '.join(cells)} |"
+
+
+def each(values: np.ndarray, form: str) -> str:
+    return " / ".join(f"{value:{form}}" for value in values)
 
 
 def main(names: list[str]) -> None:
