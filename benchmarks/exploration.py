@@ -8,10 +8,12 @@ which draws a problem from its exact posterior and acts optimally for it, anew w
 
 ``return`` of execution with its 95 % interval over trials, ``steps`` and exactly recovered ``nats`` of exploration; of
 DREAM the nats that its belief holds of the problem, by enumeration of the training problems after exploring one of
-them, and ``told``, the return of its execution where that is conditioned on the code of one who is told the task.
+them, and ``told``, the return of execution in training problems that is conditioned on the code of one who is told the
+task (an identifier that was not in training has no code).
 ``idle rides``: how often an exploration boards a line that helps nobody, where there are such (``distracting_bus``).
-There a second table says what the codes of the training problems hold of the permutation that matters and of the one
-that does not, by enumeration.
+There a second table says what the codes of the training problems hold of the permutation that matters and, given it, of
+the one that does not: ``I(z; useful)`` and ``I(z; idle | useful)`` by enumeration. A good bottleneck leaves 0 of the
+latter.
 """
 
 import math
@@ -68,7 +70,7 @@ def references(family: World) -> None:
 
 
 def dream(name: str, algorithm: DREAM, family: World) -> None:
-    """A run of DREAM: its trials on test problems, and what its belief holds of a training problem."""
+    """A run of DREAM: its trials on test problems, what its belief holds of training problems, and being told those."""
     found = explored(algorithm, family, trials=TRIALS)
     problems = family.identifiers("train")
     training = explored(algorithm, family, "train", trials=TRIALS)
@@ -76,26 +78,33 @@ def dream(name: str, algorithm: DREAM, family: World) -> None:
         code, start = algorithm.told(problems), algorithm.inference.init(TRIALS)
         belief = algorithm.inference.update(start, training.explore.context(next_obs=True)).posterior
         log_weights = problem_log_weights(code, belief)
-        env = family.env(found.params)
-        told = collect(env, algorithm.informed(found.params), algorithm.inference, family.spec, episodes=2, seed=0)
+        env, informed = family.env(training.params), algorithm.informed(training.params)
+        told = collect(env, informed, algorithm.inference, family.spec, episodes=2, seed=0)
     true = (problems == training.params.unsqueeze(1)).all(-1)
     nats = log_weights[true] + math.log(len(problems))
     row(name, *shown(found, family), interval(nats), interval(told.returns[:, 1]))
 
 
 def permutations(codes: dict[str, DREAM], family: World) -> None:
-    """What codes hold of the lines that matter and of the idle ones."""
+    """What codes hold of the lines that matter and, beside these, of the idle ones."""
     problems = family.identifiers("train")
-    useful, idle = (problems[:, 0] % 24).long(), (problems[:, 0] // 24).long()
-    print(f"\nOf at most {math.log(24):.2f} nats each; by one who knows the code of one of {len(problems)} problems:\n")
-    row("method", "nats about the useful lines", "about the idle lines", "KL to the prior")
+    useful, each = (problems[:, 0] % 24).long(), torch.arange(len(problems))
+    most = entropy(useful)
+    print(f"\nThe codes of {len(problems)} training problems; {math.log(len(problems)):.2f} nats tell them apart:\n")
+    row("method", f"nats about the useful lines, of {most:.2f}", "beside these about the idle lines", "KL to the prior")
     row(*("---" for _ in range(4)))
     for name, algorithm in codes.items():
         with torch.no_grad(), seeded(0):
             code = algorithm.told(problems)
-            held = [information_about(code, labels) for labels in (useful, idle)]
+            held = information_about(code, useful)
+            rest = information_about(code, each) - held
             rate = kl_divergence(code, algorithm._prior(len(problems))).mean()
-        row(name, *(f"{value:.2f}" for value in held), f"{rate:.1f}")
+        row(name, *(f"{value:.3f}" for value in (held, rest)), f"{rate:.1f}")
+
+
+def entropy(labels: Tensor) -> float:
+    """Of the labels of equally likely problems, in nats."""
+    return float(torch.special.entr(torch.bincount(labels) / len(labels)).sum())
 
 
 def shown(found: Explored, family: World) -> tuple[str, ...]:

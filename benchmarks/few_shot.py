@@ -18,6 +18,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ from torch import Tensor
 from bayesmeta.diagnostics import scores
 from bayesmeta.diagnostics.predictive import Predictive
 from bayesmeta.diagnostics.unseen import predicted_after
-from bayesmeta.inference.gradient import GradientDescent
 from bayesmeta.models.task_model import TaskModel
 from bayesmeta.runs import load_run
 from bayesmeta.tasks.digits import Digits
@@ -110,7 +110,7 @@ def pacoh(by_method: dict[str, list[Procedure]], tasks: int = 200, queries: int 
             row(
                 method,
                 split,
-                f"{np.sqrt(found['error']).mean():.3f}",
+                interval(np.sqrt(found["error"])),
                 *(f"{found[name].mean():.3f}" for name in ("levels", "nll", "coverage")),
             )
 
@@ -153,9 +153,19 @@ def drawn(family: Sinusoid | PacohSinusoid | Digits, tasks: int, rows: int) -> t
 def with_steps(method: str, procedures: list[Procedure]) -> Iterator[tuple[str, list[Procedure]]]:
     """A method as it was trained and, where it descends, stopped earlier and later."""
     yield method, procedures
-    if all(type(inference) is GradientDescent for inference, _ in procedures):
-        for steps in STEPS:
-            yield f"{method}, {steps} steps", [(inference.at(steps), model) for inference, model in procedures]
+    descents = [part for inference, _ in procedures if (part := descent(inference)) is not None]
+    trained = [part.steps for part in descents]
+    for steps in STEPS if descents else ():
+        for part in descents:
+            part.steps = steps
+        yield f"{method}, {steps} steps", procedures
+    for part, number in zip(descents, trained, strict=True):
+        part.steps = number
+
+
+def descent(inference: Any) -> Any:
+    """The part of a procedure that takes ``steps``, or None."""
+    return next((part for part in inference.modules() if isinstance(getattr(part, "steps", None), int)), None)
 
 
 def predictions(
@@ -166,14 +176,15 @@ def predictions(
 
 
 def measured(procedures: list[Procedure], support: Context, query: Context, mean: Tensor, spec: Spec) -> Scores:
-    """Scores of numbers, averaged over the procedures. ``lost`` is the share of tasks without a finite prediction."""
+    """Scores of numbers, averaged over the procedures. ``lost``: no finite prediction, or one that is 1,000 off."""
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     for predictive in predictions(procedures, support, query, spec):
         pit, density = predictive.pit.numpy(), predictive.log_density.mean(1).numpy()
-        lost = ~np.isfinite(density) | ~np.isfinite(pit).all((1, 2))
+        error = (predictive.mean - mean).square().mean((1, 2)).numpy()
+        lost = ~np.isfinite(density) | ~np.isfinite(pit).all((1, 2)) | ~(error < 1e6)
         pit = np.where(lost[:, None, None], 0.5, pit)
         found["lost"].append(lost)
-        found["error"].append((predictive.mean - mean).square().mean((1, 2)).numpy())
+        found["error"].append(error)
         found["nll"].append(-density)
         found["coverage"].append((np.abs(pit - 0.5) <= 0.475).mean((1, 2)))
         found["pit"].append(np.full(len(pit), scores.rmsce(pit.reshape(-1))))

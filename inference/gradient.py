@@ -4,7 +4,6 @@ The belief is the point that a few steps reach. On a quadratic loss that is exac
 Gaussian prior (Santos 1996; :mod:`bayesmeta.inference.implicit_prior`); elsewhere it is so near the start only.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -110,12 +109,6 @@ class GradientDescent(nn.Module):
             ),
             seen,
         )
-
-    def at(self, steps: int) -> "GradientDescent":
-        """The same procedure, parameters shared, with another number of steps."""
-        other = copy.copy(self)
-        other.steps = steps
-        return other
 
     def log_predictive(self, support: Context, query: Context, *, transductive: bool = True) -> Float[Tensor, "B Q"]:
         """``log p(y | x, z)`` of the queries at the point that descent on ``support`` reaches; 0 under the mask.
