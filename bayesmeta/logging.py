@@ -117,10 +117,16 @@ class RunLog:
         if self._board:
             self._board.write(iteration, {f"train/{name}": value for name, value in metrics.items()})
 
-    def returns(self, iteration: int, mean: Sequence[float], error: Sequence[float], stages: Sequence[str]) -> None:
-        """One evaluation: mean and standard error over tasks of the score at each stage of adaptation."""
+    def returns(
+        self, iteration: int, mean: Sequence[float], error: Sequence[float], stages: Sequence[str], diverged: int = 0
+    ) -> None:
+        """One evaluation: mean and standard error over tasks of the score at each stage of adaptation.
+
+        ``diverged`` tasks are left out of both.
+        """
         if self._returns:
-            self._returns.write({"iteration": iteration, "returns": list(mean), "standard_error": list(error)})
+            found = {"iteration": iteration, "returns": list(mean), "standard_error": list(error)}
+            self._returns.write(found | ({"diverged": diverged} if diverged else {}))
         if self._board:
             self._board.write(iteration, {f"test/{s}": value for s, value in zip(stages, mean, strict=True)})
 

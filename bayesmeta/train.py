@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Evaluating:
     """Every ``every`` iterations (0 = never) and at the end, adapt to ``tasks`` held-out tasks.
 
     Agents play ``episodes`` of each. On supervised tasks the score is the mean log predictive density of ``queries``
-    data, after each number of ``shots``.
+    data, after each number of ``shots``; tasks where adaptation diverges are left out with a warning, unless all do.
     """
 
     every: int = 0
@@ -214,6 +215,7 @@ class _Run:
         try:
             with self.guarded(), self.stop.abandonable():
                 returns = self.scores(params, derived_seed(self.seed, "evaluation episodes")).double().cpu()
+                returns, diverged = (returns, 0) if self.family.spec.is_control else without_diverged(returns)
                 check_finite(evaluation_returns=returns)
         except Interrupted:
             checkpoint.set_rng_state(before)
@@ -221,7 +223,7 @@ class _Run:
         error = returns.std(0, correction=min(1, len(returns) - 1)) / math.sqrt(len(returns))
         self.evaluated, self.returns = self.iteration, returns.mean(0).tolist()
         stages = self.evaluating.stages(self.family)
-        self.log.returns(self.iteration, self.returns, error.tolist(), stages)
+        self.log.returns(self.iteration, self.returns, error.tolist(), stages, diverged)
         self.progress.returns(self.iteration, self.returns, stages)
         improved = self.best is None or self.returns[-1] > self.best
         if improved:
@@ -296,6 +298,24 @@ class _Run:
             check_finite(**parameters(self.algorithm))
         except NonFiniteError as cause:
             raise cause from error
+
+
+def without_diverged(scores: Tensor) -> tuple[Tensor, int]:
+    """The scores ``[B, K]`` of the tasks where all are finite, if there are any, and how many others there were.
+
+    Few data of an unusual task may send a descent to infinity that converges everywhere else. The run is sound, and its
+    user is told.
+    """
+    kept = scores.isfinite().all(1)
+    lost = int((~kept).sum())
+    if not lost or lost == len(scores):
+        return scores, 0
+    warnings.warn(
+        f"evaluation: predictions in {lost} of {len(scores)} tasks are not finite and are left out: adaptation "
+        f"diverges there; lower its rate",
+        stacklevel=2,
+    )
+    return scores[kept], lost
 
 
 def write_bundle(

@@ -1,6 +1,7 @@
 """A NaN or an infinity stops a run in the iteration where it appears, by name, and spoils nothing that was saved."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,8 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bayesmeta import checkpoint
+from bayesmeta.algorithms.maml import MAML
+from bayesmeta.episodic import Episodes
+from bayesmeta.evaluate import predictive_curve
 from bayesmeta.guards import NonFiniteError, check_finite, check_gradients
-from bayesmeta.train import Saving
+from bayesmeta.tasks.sinusoid import Sinusoid
+from bayesmeta.train import Evaluating, Saving, train
 from tests.runs import jobs
 from tests.runs.jobs import lines, tiny, tiny_train
 
@@ -179,6 +184,30 @@ def test_nan_in_an_evaluation(tmp_path, monkeypatch):
     iteration = len(lines(tmp_path))
     assert iteration % 2 == 0 and f"in iteration {iteration}" in error.value.__notes__
     assert (tmp_path / f"nan-{iteration:09d}" / "error.json").exists()
+
+
+def test_a_supervised_evaluation_survives_a_task_where_adaptation_diverges(tmp_path, monkeypatch):
+    family = Sinusoid()
+    evaluating = Evaluating(every=1, tasks=6, shots=(1, 2))
+
+    def run(folder, lost):
+        def curve(*arguments, **options):
+            found = predictive_curve(*arguments, **options)
+            found[lost, 0] = torch.nan
+            return found
+
+        monkeypatch.setattr("bayesmeta.train.predictive_curve", curve)
+        algorithm = MAML(family.spec, episodes=Episodes(updates=1))
+        return train(algorithm, family, iterations=1, run_dir=folder, evaluating=evaluating, progress="quiet")
+
+    whole = run(tmp_path / "whole", []).returns
+    with pytest.warns(UserWarning, match=r"predictions in 1 of 6 tasks are not finite and are left out"):
+        rest = run(tmp_path / "rest", [2]).returns
+    assert whole[0] != rest[0] and all(map(math.isfinite, rest))
+    assert [line.get("diverged", 0) for line in lines(tmp_path / "rest", "evaluation/returns.jsonl")] == [1]
+    assert "diverged" not in lines(tmp_path / "whole", "evaluation/returns.jsonl")[0]
+    with pytest.raises(NonFiniteError, match="evaluation_returns"):
+        run(tmp_path / "none", slice(None))
 
 
 def check_nothing_is_spoilt(run_dir, error):
