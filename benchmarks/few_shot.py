@@ -115,7 +115,7 @@ def pacoh(by_method: dict[str, list[Procedure]], tasks: int = 200, queries: int 
             )
 
 
-def digits(by_method: dict[str, list[Procedure]], tasks: int = 600, queries: int = 50) -> None:
+def digits(by_method: dict[str, list[Procedure]], tasks: int = 300, queries: int = 50) -> None:
     """Classes of digits and poses that were not in training; a predicted class is that of the mean probabilities."""
     family = Digits()
     header("method", "shots", "queries", "accuracy", "ECE", "NLL")
@@ -125,14 +125,10 @@ def digits(by_method: dict[str, list[Procedure]], tasks: int = 600, queries: int
         for method, procedures in by_method.items():
             for transductive in (False, True):
                 found = classified(procedures, support, query, family.spec, transductive)
-                cells = (f"{found[name].mean():.3f}" for name in ("ece", "nll"))
-                row(
-                    method,
-                    str(shots),
-                    "together" if transductive else "one by one",
-                    interval(found["accuracy"]),
-                    *cells,
-                )
+                cells = [interval(found["accuracy"]), *(f"{found[name].mean():.3f}" for name in ("ece", "nll"))]
+                if found["lost"].any():
+                    cells = [f"diverges in {100 * found['lost'].mean():.1f} % of tasks"]
+                row(method, str(shots), "together" if transductive else "one by one", *cells)
 
 
 PROBLEMS: dict[str, Callable[[dict[str, list[Procedure]]], None]] = {
@@ -200,11 +196,13 @@ def calibration_error(pit: np.ndarray) -> float:
 
 
 def classified(procedures: list[Procedure], support: Context, query: Context, spec: Spec, transductive: bool) -> Scores:
-    """Scores of classes, averaged over the procedures."""
+    """Scores of classes, averaged over the procedures. ``lost``: no finite prediction."""
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     for predictive in predictions(procedures, support, query, spec, transductive):
         assert predictive.classes is not None
         p, label = predictive.classes.probabilities[:, :, 0].numpy(), predictive.classes.labels[:, :, 0].numpy()
+        found["lost"].append(~np.isfinite(p).all((1, 2)))
+        p = np.nan_to_num(p)
         found["accuracy"].append((p.argmax(-1) == label).mean(1))
         found["nll"].append(-predictive.log_density.mean(1).numpy())
         error = scores.ece(scores.reliability(p.reshape(-1, p.shape[-1]), label.reshape(-1), by="width"))

@@ -82,7 +82,8 @@ def predict(
     The PIT value is the mixture's cdf at the target. Where that jumps, at classes in their order, it is uniform over
     the jump, ``F(y-) + V p(y)`` (Czado, Gneiting and Held 2009); where the likelihood has no cdf it is the target's
     rank among the draws, ties broken at random, as ``(rank + V) / (L + 1)``. Over tasks it is uniform if the predictive
-    is calibrated; the values of one task depend on one another.
+    is calibrated; the values of one task depend on one another. A task whose posterior draws are not all finite, as
+    where a descent diverged, has NaN everywhere; the others are not touched.
 
     Everything random follows from ``seed``, and the global random state is left as it was. Raises ValueError where the
     belief does not fit the model, a real datum is not finite, or the likelihood's shape is not as promised.
@@ -92,13 +93,17 @@ def predict(
     posterior = belief if isinstance(belief, Distribution) else belief.posterior
     query = _filled(posterior, model, query)
     with seeded(seed):
-        z = posterior.sample(torch.Size((draws,))).unsqueeze(-2)
+        z, lost = _finite(posterior.sample(torch.Size((draws,))), model)
         at_once = max(1, _ELEMENTS // query.y.numel())
         parts = [_part(model.likelihood(some, query), query, len(some)) for some in z.split(at_once)]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         average = {name: found[name].sum(0) / draws for name in found.keys() - {"log_density", "draws"}}
         classes = _classes(average, query.y)
         pit = _pit(query.y, found["draws"], average.get("cdf"), classes)
+    for value in (found["log_density"], found["draws"], found["mean"]):
+        value[:, lost] = torch.nan
+    for value in (pit, *average.values()):
+        value[lost] = torch.nan
     return Predictive(
         query.y,
         query.mask,
@@ -110,6 +115,14 @@ def predict(
         found["draws"],
         classes,
     )
+
+
+def _finite(z: Float[Tensor, "L B D"], model: TaskModel) -> tuple[Float[Tensor, "L B 1 D"], Bool[Tensor, " B"]]:
+    """The draws, with the prior's in tasks where not all are finite, and which those are: no law takes NaN."""
+    lost = ~z.isfinite().all(-1).all(0)
+    if lost.any():
+        z = torch.where(lost.unsqueeze(-1), model.prior(len(lost)).sample(torch.Size((len(z),))), z)
+    return z.unsqueeze(-2), lost
 
 
 def _filled(posterior: Distribution, model: TaskModel, query: Context) -> Context:

@@ -239,6 +239,22 @@ def test_a_point_belief_has_no_epistemic_part() -> None:
         torch.testing.assert_close(epistemic_score(found), torch.zeros(3, 2), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_a_task_where_the_belief_is_lost_leaves_the_others_alone(law, chunks) -> None:
+    model = Emission(law)
+    data = data_of(model, 3, rows=2)
+    whole, broken = (predict(Point(torch.tensor([[0.3], [z], [2.0]])), model, data, draws=3) for z in (1.0, torch.nan))
+    for name in ("log_density", "pit", "mean", "aleatoric", "epistemic"):
+        value, expected = getattr(broken, name), getattr(whole, name)
+        assert value[1].isnan().all()
+        if name != "pit":  # which is drawn at random where the cdf jumps
+            torch.testing.assert_close(value[::2], expected[::2], equal_nan=True)
+    assert broken.draws[:, 1].isnan().all() and not broken.draws[:, ::2].isnan().any()
+    if whole.classes is not None:
+        assert broken.classes.probabilities[1].isnan().all() and broken.classes.mutual_information[1].isnan().all()
+        torch.testing.assert_close(broken.classes.probabilities[::2], whole.classes.probabilities[::2])
+
+
 def test_classes_by_hand() -> None:
     """Categorical and one-hot targets are the same; information is what averaging adds to the entropy."""
     one_hot, classes = Emission(LAWS["one-hot"]), Emission(LAWS["classes"])
