@@ -51,18 +51,33 @@ class LowRankPrecision(TorchDistribution):
 
     def solve(self, value: Float[Tensor, "*c D"]) -> Float[Tensor, "*c D"]:
         """``P^{-1} value``."""
-        scaled = (value / self.diagonal).unsqueeze(-1)
-        inner = torch.cholesky_solve(self.root @ scaled, self._cholesky)
-        return (scaled - (self.root.mT @ inner) / self.diagonal.unsqueeze(-1)).squeeze(-1)
+        scaled = value / self.diagonal
+        return scaled - self._back(self._small_solve(self._along(scaled)))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """``loc + P^{-1} (diag^{1/2} e + R^T f)`` with standard ``e``, ``f``: its covariance is ``P^{-1} P P^{-1}``."""
+        """``loc + P^{-1} (diag^{1/2} e + R^T f)`` with standard ``e``, ``f``: its covariance is ``P^{-1} P P^{-1}``.
+
+        By Woodbury's identity that is ``loc + e' + diag^{-1} R^T C^{-1} (f - R e')`` with ``e' = diag^{-1/2} e``.
+        """
         shape = (*sample_shape, *self.batch_shape)
         first = torch.randn(*shape, self.event_shape[0], dtype=self.loc.dtype, device=self.loc.device)
-        second = torch.randn(*shape, self.root.shape[-2], 1, dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + self.solve(self.diagonal.sqrt() * first + (self.root.mT @ second).squeeze(-1))
+        second = torch.randn(*shape, self.root.shape[-2], dtype=self.loc.dtype, device=self.loc.device)
+        first = first / self.diagonal.sqrt()
+        return self.loc + first + self._back(self._small_solve(second - self._along(first)))
+
+    def _along(self, value: Float[Tensor, "*c D"]) -> Float[Tensor, "*c R"]:
+        """``R value``; einsum never copies ``R`` for the dimensions that it lacks."""
+        return torch.einsum("...rd,...d->...r", self.root, value)
+
+    def _back(self, value: Float[Tensor, "*c R"]) -> Float[Tensor, "*c D"]:
+        """``diag^{-1} R^T value``."""
+        return torch.einsum("...rd,...r->...d", self.root, value) / self.diagonal
+
+    def _small_solve(self, value: Float[Tensor, "*c R"]) -> Float[Tensor, "*c R"]:
+        """``C^{-1} value``."""
+        return torch.cholesky_solve(value.unsqueeze(-1), self._cholesky).squeeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         away = value - self.loc
-        square = (self.diagonal * away.square()).sum(-1) + (self.root @ away.unsqueeze(-1)).square().sum((-2, -1))
+        square = (self.diagonal * away.square()).sum(-1) + self._along(away).square().sum(-1)
         return 0.5 * (self.log_det_precision - square - self.event_shape[0] * math.log(2 * math.pi))

@@ -12,7 +12,10 @@ networks of their own. Of classes a task is the weights alone, ``w ~ N(0, prior_
   and ``sum_m |w_m^follower - stop(w_m^leader)|^2`` pulls them after. The precisions take no part in the distance, so
   that no loss fits the noise: it stays about where it starts, and so does the trust in the data against the prior.
 - ``emaml``: ``- log 1/M sum_m p(queries | z_m)`` of the support's particles. It fits the noise, from a start with much
-  of it (``noise=1.0, rate=0.01``): where the noise is far too small a step in ``log gamma`` overshoots.
+  of it (``noise=1.0, rate=0.01``): where the noise is far too small a step in ``log gamma`` overshoots. As the queries
+  are taken together, one particle that explains all of a task's is enough: particles become experts of some tasks each.
+- ``mixture``: ``- sum_i log 1/M sum_m p(query_i | z_m)``, the predictive density of each query by itself, which is what
+  predictions are scored by. It is not published.
 
 ===========  ==========================================================================================
 task model   network weights with precisions of their own, or a fixed Gaussian prior
@@ -55,7 +58,7 @@ class BMAML(Learner):
     weights' prior has the standard deviation ``prior_scale`` around 0. None: latent for numbers, fixed for classes,
     which cannot have them latent (ValueError). ``noise``, a standard deviation in units of the targets, is also where
     latent noise starts. ``first_order`` holds the inner directions constant. ``transductive`` matters to networks with
-    batch normalisation and to the loss ``emaml``: their statistics are then those of the queries together.
+    batch normalisation and to the losses of the queries: their statistics are then those of the queries together.
     """
 
     inference: SVGD
@@ -70,7 +73,7 @@ class BMAML(Learner):
         particles: int = 10,
         steps: int = 1,
         rate: float = 1e-3,
-        loss: Literal["chaser", "emaml"] = "chaser",
+        loss: Literal["chaser", "emaml", "mixture"] = "chaser",
         leader_steps: int = 1,
         precisions: Literal["latent", "fixed"] | None = None,
         noise: float = 0.1,
@@ -110,12 +113,12 @@ class BMAML(Learner):
         super().__init__(inference, episodes or Episodes(), device)
 
     def loss(self, support: Context, query: Context) -> Float[Tensor, ""]:
-        """The chaser's distance, or minus the log of the particles' mean likelihood of the queries, per task."""
+        """The chaser's distance, or minus the log of the particles' mean likelihood of all or each query, per task."""
         follower = self.inference.update(self.inference.init(support.batch), support).z
-        if self.kind == "emaml":
+        if self.kind != "chaser":
             statistics = None if self.transductive else support
             each = log_densities(self.inference.model, follower, query, support=statistics)
-            return -log_mixture(each.sum(-1)).mean()
+            return -(log_mixture(each.sum(-1)) if self.kind == "emaml" else log_mixture(each).sum(-1)).mean()
         with torch.no_grad():
             leader = self.inference.moved(follower, concat([support, query]), self.leader_steps)
         return (follower - leader)[..., : self.weights].square().sum((1, 2)).mean()

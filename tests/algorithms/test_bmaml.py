@@ -69,7 +69,7 @@ def test_chasers_gradient_is_the_one_by_hand() -> None:
     assert (found - not_held).norm() / found.norm() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["chaser", "emaml"])
+@pytest.mark.parametrize("kind", ["chaser", "emaml", "mixture"])
 def test_losses_of_many_particles_are_the_loops(kind: str) -> None:
     """Task by task: two steps of the support's particles, and one of the leader's; distances without precisions."""
     bmaml = learner(loss=kind, steps=2, leader_steps=1)
@@ -95,9 +95,12 @@ def test_losses_of_many_particles_are_the_loops(kind: str) -> None:
             leader = stepped(z.detach(), concat([row(support, b), row(query, b)])).detach()
             losses.append((z - leader)[:, :-2].square().sum())
         else:
-            log_prob = torch.stack([model.log_likelihood(p[None], row(query, b)).sum() for p in z])
-            losses.append(-(log_prob.exp().mean().log()))
-    expected, found = torch.stack(losses).mean(), bmaml.loss(support, query)
+            data_of_one = row(query, b)
+            rows = [Context.of(data_of_one.x[:, i : i + 1], data_of_one.y[:, i : i + 1]) for i in range(QUERIES)]
+            for together in [data_of_one] if kind == "emaml" else rows:
+                log_prob = torch.stack([model.log_likelihood(p[None], together).sum() for p in z])
+                losses.append(-(log_prob.exp().mean().log()))
+    expected, found = torch.stack(losses).sum() / TASKS, bmaml.loss(support, query)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
     ours, theirs = (torch.autograd.grad(loss, inference.start)[0] for loss in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
@@ -119,7 +122,7 @@ def test_fixed_precisions_have_a_prior_around_zero() -> None:
     torch.testing.assert_close(prior.stddev, torch.full_like(prior.stddev, 0.3))
 
 
-@pytest.mark.parametrize("kind", ["chaser", "emaml"])
+@pytest.mark.parametrize("kind", ["chaser", "emaml", "mixture"])
 def test_classes_have_fixed_precisions(kind: str) -> None:
     bmaml = learner(CLASSES, loss=kind)
     loss = bmaml.loss(*data(CLASSES))
