@@ -72,7 +72,10 @@ class DREAM:
 
     ``kl_weight`` is the price of a nat of the code, in units of the squared TD error per step. ``cost`` is the price of
     a step of exploration, a share of the code (``"hinge"``: a squared distance). Both grow linearly to these values
-    over the first ``warmup`` updates of execution, before which neither code nor exploration is worth its price.
+    over the first ``warmup`` updates of execution, before which neither code nor exploration is worth its price. From
+    update ``final_after`` of execution on the price of a nat is ``final_kl_weight`` instead, if there is one: what is
+    learned at a low price keeps some nats that execution does not need, and a high price from the start removes the
+    code before execution has learned what it needs.
     ``execution_episodes`` follow each exploration, with one belief.
 
     Warns once if exploration has stopped without having gained any information.
@@ -86,6 +89,8 @@ class DREAM:
         latent_dim: int = 64,
         bottleneck: Literal["kl", "hinge"] = "kl",
         kl_weight: float = 1e-4,
+        final_kl_weight: float | None = None,
+        final_after: int = 0,
         warmup: int = 0,
         hinge: float = 10.0,
         cost: float = 0.02,
@@ -105,7 +110,8 @@ class DREAM:
         self.inference = RecurrentGaussian(spec, latent_dim, least=least, most=belief).to(self.device)
         self.execute = QLearner(RecurrentQ(spec, latent_dim), self.schedule, self.device, (self.told, self.inference))
         self.explore = QLearner(RecurrentQ(spec, previous=True), self.schedule, self.device)
-        self.kl_weight, self.warmup = kl_weight, warmup
+        self.kl_weight, self.final_kl_weight, self.final_after = kl_weight, final_kl_weight, final_after
+        self.warmup = warmup
         self._model = FactorModel(self._prior, self._factor, kl_weight)
         self._elbo = TraceMeanField_ELBO()
         self.replay = TrialReplay(spec, self.schedule.capacity, device)
@@ -241,6 +247,8 @@ class DREAM:
         """The updates that a learner's environment steps since ``after`` trials have made due. Returns means."""
         due = learner.due(begun=self.replay.added >= after)
         self._model.kl_weight = self.kl_weight * self._grown
+        if self.final_kl_weight is not None and self.execute.made >= self.final_after:
+            self._model.kl_weight = self.final_kl_weight
         total: dict[str, Tensor] = {}
         for batch in self._batches(due, relabelled=learner is self.explore):
             found = loss(batch)

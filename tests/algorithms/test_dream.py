@@ -69,6 +69,17 @@ def test_prices_grow_during_the_warm_up_and_stay():
         assert algorithm._model.kl_weight == pytest.approx(0.3 * share)
 
 
+def test_the_final_price_of_the_code_is_its_own():
+    algorithm = agent(warmup=10, kl_weight=0.3, final_kl_weight=2.0, final_after=5)
+    with torch_seeded(1):
+        algorithm.step()
+    for made, price in ((4, 0.15), (5, 2.0), (50, 2.0)):
+        algorithm.execute.made = made
+        with torch_seeded(5):
+            algorithm._updates(algorithm.execute, algorithm.execution_loss, 0)
+        assert algorithm._model.kl_weight == pytest.approx(price)
+
+
 def test_bonuses_are_shares_of_what_the_codes_hold():
     algorithm = agent(cost=0.0)
     with torch_seeded(1):
