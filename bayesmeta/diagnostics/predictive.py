@@ -93,7 +93,9 @@ def predict(
     posterior = belief if isinstance(belief, Distribution) else belief.posterior
     query = _filled(posterior, model, query)
     with seeded(seed):
-        z, lost = _finite(posterior.sample(torch.Size((draws,))), model)
+        # Unlike sample, a normal's rsample takes a scale that is not finite.
+        sample = posterior.rsample if posterior.has_rsample else posterior.sample
+        z, lost = _finite(sample(torch.Size((draws,))), model)
         at_once = max(1, _ELEMENTS // query.y.numel())
         parts = [_part(model.likelihood(some, query), query, len(some)) for some in z.split(at_once)]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -244,6 +244,8 @@ def test_a_task_where_the_belief_is_lost_leaves_the_others_alone(law, chunks) ->
     model = Emission(law)
     data = data_of(model, 3, rows=2)
     whole, broken = (predict(Point(torch.tensor([[0.3], [z], [2.0]])), model, data, draws=3) for z in (1.0, torch.nan))
+    spread = dist.Normal(torch.zeros(3, 1), torch.tensor([[1.0], [torch.nan], [1.0]]), validate_args=False).to_event(1)
+    assert predict(spread, model, data, draws=3).log_density.isnan().all(1).tolist() == [False, True, False]
     for name in ("log_density", "pit", "mean", "aleatoric", "epistemic"):
         value, expected = getattr(broken, name), getattr(whole, name)
         assert value[1].isnan().all()
