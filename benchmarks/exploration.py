@@ -2,7 +2,8 @@
 
 Each trial is an episode of exploration, whose return does not count, and one of execution, on problems of a split. The
 rows that are no run: who knows the problem (by planning), who does without knowing it, and exact Thompson sampling,
-which draws a problem from its exact posterior and acts optimally for it, anew when contradicted or once per episode.
+which draws a problem from its exact posterior and acts optimally for it, anew when contradicted or once per episode. No
+method knows that a problem is one of the test split: exact posteriors begin with the problems of both.
 
     python -m benchmarks.exploration runs/map_5/*        # run folders METHOD-SEED of one world
 
@@ -63,7 +64,7 @@ def references(family: World) -> None:
     params = family.sample(TRIALS, "test", generator)
     for name, returns in family.reference_returns(family.identifiers("test")).items():
         row(name, f"{returns.mean():.3f}", "", "", "", "", "")
-    sampling = Thompson(family, family.identifiers("test"))
+    sampling = Thompson(family, family.identifiers("all"))
     for resample in ("contradicted", "episode"):
         trial = sampling.trial(params, resample=resample, generator=generator)
         row(f"Thompson, {resample}", interval(trial.returns), "", "", "", "", "")

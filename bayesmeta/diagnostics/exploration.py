@@ -25,7 +25,8 @@ class Explored:
     """Trials of ``B`` problems ``params [B, M]``: an episode of exploration, then one of execution.
 
     ``returns [B]`` are of execution. ``nats [B, T + 1]`` is what exploration has told of the problem before each of its
-    steps and after the last, by the exact posterior; it stays what it was when an exploration is over.
+    steps and after the last, by the exact posterior over the problems of all splits; it stays what it was when an
+    exploration is over.
     """
 
     params: Float[Tensor, "B M"]
@@ -44,7 +45,7 @@ def explored(agent: Agent, family: World, split: str = "test", *, trials: int = 
     params = family.sample(trials, split, torch.Generator().manual_seed(seed))
     rollout = evaluate(agent, family, params, episodes=2, seed=seed)
     explore = rollout.episodes[0]
-    exact = family.posterior_over(split)
+    exact = family.posterior_over("all")
     found = nats_of(exact_log_weights(exact, explore), numbers(exact.points, params))
     return Explored(params, explore, rollout.returns[:, 1], found.T)
 

@@ -58,7 +58,7 @@ def exact_posterior(family: TaskFamily, cells: int = CELLS) -> Inference | None:
 
 
 def reference_returns(
-    family: TaskFamily, params: Tensor, *, episodes: int, seed: int, split: str = "test"
+    family: TaskFamily, params: Tensor, *, episodes: int, seed: int, split: str = "all"
 ) -> dict[str, Tensor]:
     """The family's reference returns of these tasks, by name, ``[B]`` or by episode ``[B, K]``; none if it knows none.
 

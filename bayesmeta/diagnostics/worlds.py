@@ -200,10 +200,13 @@ def _belief_group(
 def _unseen(
     agent: Agent, family: World, tasks: int, episodes: int, seed: int, device: torch.device | str
 ) -> xr.Dataset:
-    """Returns in test problems, with those of others, and what exploring them told exactly, in all."""
+    """Returns in test problems, with those of others, and what exploring them told exactly, in all.
+
+    Nobody knows that a problem is one of these: the exact posterior, and those who draw from it, begin with all.
+    """
     params = family.sample(tasks, "test", _generator(seed, "diagnostics unseen tasks")).to(device)
-    rollout, references = _trials(agent, family, params, "test", episodes, seed)
-    problems = family.posterior_over("test").to(device)
+    rollout, references = _trials(agent, family, params, "all", episodes, seed)
+    problems = family.posterior_over("all").to(device)
     exact = exact_log_weights(problems, rollout.episodes[0])[-1:]
     return xr.Dataset(
         {

@@ -10,10 +10,11 @@ from bayesmeta.diagnostics.exploration import explored, information_about, probl
 from bayesmeta.inference.beliefs import Point
 from bayesmeta.models.randomness import torch_seeded
 from bayesmeta.tasks.bus import SmallMap
+from bayesmeta.tasks.cooking import Cooking
 from bayesmeta.types import Explorer
 
 FAMILY = SmallMap()
-RIGHT, END, NOOP = 2, 6, 4
+RIGHT, END, NOOP, PICK_UP = 2, 6, 4, 7
 
 
 class Scripted:
@@ -56,6 +57,12 @@ def test_reading_the_map_tells_everything_and_is_priced_as_it_happens():
 def test_ending_at_once_tells_nothing():
     found = explored(Scripted([END]), FAMILY, trials=50)
     assert found.steps.tolist() == [1.0] * 50 and not found.nats.any()
+
+
+def test_nobody_knows_that_the_one_test_kitchen_is_the_one():
+    """One drawer of three with one of four ingredients each."""
+    found = explored(Scripted([RIGHT, PICK_UP, END]), Cooking(), trials=5)
+    torch.testing.assert_close(found.nats, torch.tensor([0.0, 0.0, math.log(4), math.log(4)]).expand(5, -1))
 
 
 def code(mean, scale):
