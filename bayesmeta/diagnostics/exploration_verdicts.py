@@ -106,7 +106,7 @@ def _unseen(tree: xr.DataTree) -> list[Verdict]:
             "How does it do in problems that it was not trained on?",
             "note",
             f"return {_with_interval(last)}, oracle regret {_with_interval(regret)}; exploration tells "
-            f"{nats.mean():.2f} nats of which of the test problems it is",
+            f"{nats.mean():.2f} nats of which problem it is",
             "Everything else here is of problems that it was trained on: the code of another means nothing.",
         )
     ]
