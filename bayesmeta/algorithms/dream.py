@@ -73,9 +73,11 @@ class DREAM:
     ``kl_weight`` is the price of a nat of the code, in units of the squared TD error per step. ``cost`` is the price of
     a step of exploration, a share of the code (``"hinge"``: a squared distance). Both grow linearly to these values
     over the first ``warmup`` updates of execution, before which neither code nor exploration is worth its price. From
-    update ``final_after`` of execution on the price of a nat is ``final_kl_weight`` instead, if there is one: what is
-    learned at a low price keeps some nats that execution does not need, and a high price from the start removes the
-    code before execution has learned what it needs.
+    update ``final_after`` of execution on they are ``final_kl_weight`` and ``final_cost`` instead, and the rate of both
+    policies' updates ``final_lr``, where these are given. A code learned at a low price keeps some nats that execution
+    does not need, and a high price from the start removes the code before execution has learned what it needs; a high
+    price of a step, before exploration tells anything, ends it at once; and what a low one decides is less than a high
+    rate leaves to chance.
     ``execution_episodes`` follow each exploration, with one belief.
 
     Warns once if exploration has stopped without having gained any information.
@@ -89,11 +91,13 @@ class DREAM:
         latent_dim: int = 64,
         bottleneck: Literal["kl", "hinge"] = "kl",
         kl_weight: float = 1e-4,
-        final_kl_weight: float | None = None,
-        final_after: int = 0,
         warmup: int = 0,
         hinge: float = 10.0,
         cost: float = 0.02,
+        final_kl_weight: float | None = None,
+        final_cost: float | None = None,
+        final_lr: float | None = None,
+        final_after: int = 0,
         execution_episodes: int = 1,
         schedule: Schedule | None = None,
     ) -> None:
@@ -102,7 +106,7 @@ class DREAM:
                 f"DREAM needs a control family with discrete actions and episodes free of reward, got {spec.name!r}"
             )
         self.spec, self.device, self.schedule = spec, torch.device(device), schedule or Schedule()
-        self.latent_dim, self.bottleneck, self.hinge, self.cost = latent_dim, bottleneck, hinge, cost
+        self.latent_dim, self.bottleneck, self.hinge = latent_dim, bottleneck, hinge
         self.execution_episodes = execution_episodes
         (least, code), (_, belief) = [(_FIXED, _FIXED)] * 2 if bottleneck == "hinge" else _BOUNDS
         self.unit = 2 * _FIXED**2 if bottleneck == "hinge" else 1.0  # what a nat counts in the belief's loss
@@ -110,8 +114,9 @@ class DREAM:
         self.inference = RecurrentGaussian(spec, latent_dim, least=least, most=belief).to(self.device)
         self.execute = QLearner(RecurrentQ(spec, latent_dim), self.schedule, self.device, (self.told, self.inference))
         self.explore = QLearner(RecurrentQ(spec, previous=True), self.schedule, self.device)
-        self.kl_weight, self.final_kl_weight, self.final_after = kl_weight, final_kl_weight, final_after
-        self.warmup = warmup
+        self.kl_weight, self.cost, self.warmup = kl_weight, cost, warmup
+        self.final_kl_weight, self.final_cost, self.final_lr = final_kl_weight, final_cost, final_lr
+        self.final_after = final_after
         self._model = FactorModel(self._prior, self._factor, kl_weight)
         self._elbo = TraceMeanField_ELBO()
         self.replay = TrialReplay(spec, self.schedule.capacity, device)
@@ -188,7 +193,7 @@ class DREAM:
         tasks = len(batch.params)
         beliefs = self.inference.scan(self.inference.init(tasks), batch.explore.context(next_obs=True)).posterior
         nats = self._cross_entropy(code, beliefs, tasks) * self.nat(code)
-        return (nats[:, :-1] - nats[:, 1:] - self.cost * self._grown).masked_fill(~batch.explore.mask, 0.0)
+        return (nats[:, :-1] - nats[:, 1:] - self._cost).masked_fill(~batch.explore.mask, 0.0)
 
     def nat(self, code: Distribution) -> Tensor | float:
         """What exploration is paid for a nat of these tasks' codes; for one of a code of less than a nat, 1."""
@@ -197,9 +202,15 @@ class DREAM:
         return 1.0 / kl_divergence(code, self._prior(len(code.mean))).mean().clamp_min(1.0)
 
     @property
-    def _grown(self) -> float:
-        """The share of their final value that prices have reached."""
-        return min(1.0, (self.execute.made + 1) / max(1, self.warmup))
+    def _cost(self) -> float:
+        """The price of a step of exploration by now."""
+        return self._by_now(self.cost, self.final_cost)
+
+    def _by_now(self, price: float, final: float | None) -> float:
+        """A price that grows, or its final value if there is one and it is time."""
+        if final is not None and self.execute.made >= self.final_after:
+            return final
+        return price * min(1.0, (self.execute.made + 1) / max(1, self.warmup))
 
     def _bottlenecked(self, code: Distribution, data: tuple[Transitions, Tensor]) -> Float[Tensor, ""]:
         """What execution and bottleneck cost: minus the ELBO, or the published penalty, a mean over tasks."""
@@ -246,9 +257,9 @@ class DREAM:
     ) -> dict[str, float]:
         """The updates that a learner's environment steps since ``after`` trials have made due. Returns means."""
         due = learner.due(begun=self.replay.added >= after)
-        self._model.kl_weight = self.kl_weight * self._grown
-        if self.final_kl_weight is not None and self.execute.made >= self.final_after:
-            self._model.kl_weight = self.final_kl_weight
+        self._model.kl_weight = self._by_now(self.kl_weight, self.final_kl_weight)
+        if self.final_lr is not None and self.execute.made >= self.final_after:
+            learner.slow_to(self.final_lr)
         total: dict[str, Tensor] = {}
         for batch in self._batches(due, relabelled=learner is self.explore):
             found = loss(batch)
@@ -302,7 +313,7 @@ class DREAM:
     def _look_for_collapse(self, means: dict[str, float]) -> None:
         """The known failure: nothing is gained, so that the cheapest exploration is none."""
         settled = means["epsilon"] <= 0.1 and self.replay.added > self.schedule.explore_after
-        gained = means["collect/bonus"] + self.cost * self._grown * means["collect/exploration_steps"]
+        gained = means["collect/bonus"] + self._cost * means["collect/exploration_steps"]
         if self._warned or not settled or means["collect/exploration_steps"] > 1.5 or gained > 0.02:
             return
         self._warned = True

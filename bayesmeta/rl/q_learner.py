@@ -72,6 +72,11 @@ class QLearner(Generic[Values]):
         before, self.done = self.done, self.steps // self.schedule.steps_per_update
         return self.done - before if begun else 0
 
+    def slow_to(self, lr: float) -> None:
+        """Updates at another rate from now on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
     def descend(self, loss: Float[Tensor, ""]) -> None:
         """One step, and the target network's renewal if it is time."""
         check_finite(loss=loss)

@@ -69,15 +69,24 @@ def test_prices_grow_during_the_warm_up_and_stay():
         assert algorithm._model.kl_weight == pytest.approx(0.3 * share)
 
 
-def test_the_final_price_of_the_code_is_its_own():
-    algorithm = agent(warmup=10, kl_weight=0.3, final_kl_weight=2.0, final_after=5)
+def test_the_final_prices_and_rate_are_their_own():
+    final = {"final_kl_weight": 2.0, "final_cost": 0.7, "final_lr": 1e-5, "final_after": 1000}
+    algorithm = agent(warmup=2000, kl_weight=0.3, cost=0.1, **final)
     with torch_seeded(1):
         algorithm.step()
-    for made, price in ((4, 0.15), (5, 2.0), (50, 2.0)):
+    trials = batch(algorithm)
+    algorithm.execute.made = 499
+    before = algorithm.bonus(trials)
+    for made, price, dearer, lr in ((499, 0.075, 0.0, 1e-4), (1000, 2.0, 0.675, 1e-5), (5000, 2.0, 0.675, 1e-5)):
         algorithm.execute.made = made
+        torch.testing.assert_close(before - algorithm.bonus(trials), dearer * trials.explore.mask.float())
         with torch_seeded(5):
             algorithm._updates(algorithm.execute, algorithm.execution_loss, 0)
+            algorithm.execute.made = made
+            algorithm._updates(algorithm.explore, algorithm.exploration_loss, 0)
         assert algorithm._model.kl_weight == pytest.approx(price)
+        for learner in (algorithm.execute, algorithm.explore):
+            assert [group["lr"] for group in learner.optimizer.param_groups] == [lr]
 
 
 def test_bonuses_are_shares_of_what_the_codes_hold():
