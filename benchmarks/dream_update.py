@@ -42,12 +42,12 @@ def report(bottleneck: Any, schedule: Schedule, rounds: int) -> str:
     agent.setup(family, 0)
     agent.step()  # trials to learn from
     batch = agent.replay.sample(schedule.batch, agent._generator)
-    batches, labelled = agent.replay.sample(16 * schedule.batch, agent._generator), agent.relabelled(batch)
+    batches, labelled = agent.replay.sample(8 * schedule.batch, agent._generator), agent.relabelled(batch)
     parts: dict[str, Callable[[], object]] = {
         "update of execution, code and belief": lambda: agent.execute.descend(agent.execution_loss(batch)["loss"]),
         "of which its loss": lambda: agent.execution_loss(batch),
         "update of exploration, labelled": lambda: agent.explore.descend(agent.exploration_loss(labelled)["loss"]),
-        "the labels of 16 batches at once": lambda: agent.bonus(batches),
+        "the labels of 8 batches at once": lambda: agent.bonus(batches),
         f"{schedule.trials} trials in lockstep": agent._collect,
         "a batch from replay": lambda: agent.replay.sample(schedule.batch, agent._generator),
     }

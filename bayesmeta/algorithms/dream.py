@@ -63,7 +63,7 @@ from bayesmeta.trial_replay import TrialReplay, Trials
 from bayesmeta.types import ControlFamily, Explorer, RecurrentPolicy, Spec, Transitions
 
 _FIXED = 0.1  # published standard deviation of code and belief
-_AT_ONCE = 16  # batches that are drawn and labelled together
+_AT_ONCE = 8  # batches that are drawn and labelled together: no more fit a core's cache
 _BOUNDS = (0.05, 1.0), (0.05, 2.0)  # of those that are learned
 
 
