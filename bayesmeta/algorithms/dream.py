@@ -80,7 +80,7 @@ class DREAM:
     rate leaves to chance.
     ``execution_episodes`` follow each exploration, with one belief.
 
-    Warns once if exploration has stopped without having gained any information.
+    Warns once if exploration ends as soon as its random actions let it, without having gained any information.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class DREAM:
         self._model = FactorModel(self._prior, self._factor, kl_weight)
         self._elbo = TraceMeanField_ELBO()
         self.replay = TrialReplay(spec, self.schedule.capacity, device)
-        self._warned = False
+        self._warned, self._given_up = False, 0
 
     # --- behaviour -------------------------------------------------------------------------------------------------
 
@@ -311,17 +311,23 @@ class DREAM:
         return Explorer(execute, reads="mean", redraw=self.execution_episodes, exploration=explore)
 
     def _look_for_collapse(self, means: dict[str, float]) -> None:
-        """The known failure: nothing is gained, so that the cheapest exploration is none."""
-        settled = means["epsilon"] <= 0.1 and self.replay.added > self.schedule.explore_after
-        gained = means["collect/bonus"] + self._cost * means["collect/exploration_steps"]
-        if self._warned or not settled or means["collect/exploration_steps"] > 1.5 or gained > 0.02:
+        """The known failure: nothing is gained, so that the cheapest exploration is none, for three iterations now."""
+        settled = means["epsilon"] <= 0.9 and self.replay.added > self.schedule.explore_after
+        going_on = means["epsilon"] * (1.0 - 1.0 / self.spec.actions)  # of a step, where the best action is to end
+        at_once = (1.0 - going_on**self.spec.horizon) / (1.0 - going_on)
+        steps = means["collect/exploration_steps"]
+        gained = means["collect/bonus"] + self._cost * steps
+        given_up = settled and steps <= 1.15 * at_once and gained <= 0.02
+        self._given_up = self._given_up + 1 if given_up else 0
+        if self._warned or self._given_up < 3:
             return
         self._warned = True
         warnings.warn(
-            f"DREAM: exploration ends after {means['collect/exploration_steps']:.1f} steps and tells {gained:.2g} of "
-            f"the code, whose information is {means.get('execute/code_nats', math.nan):.2g} nats. If that is about 0 "
-            f"the bottleneck removed the task: lower kl_weight (hinge: raise it). If not, exploration gave up before "
-            f"the belief had learned: raise schedule.explore_after, epsilon_steps and warmup, or lower cost",
+            f"DREAM: exploration ends after {steps:.1f} steps, as early as random actions let it, and tells "
+            f"{gained:.2g} of the code, whose information is {means.get('execute/code_nats', math.nan):.2g} nats. If "
+            f"that is about 0 the bottleneck removed the task: lower kl_weight (hinge: raise it). If not, exploration "
+            f"gave up before the belief had learned: raise schedule.explore_after, epsilon_steps and warmup, or lower "
+            f"cost",
             stacklevel=2,
         )
 

@@ -1,6 +1,7 @@
 """DREAM: bonuses that telescope, losses that are the ELBO's, and gradients that are zero where they must be."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -267,22 +268,52 @@ def test_several_executions_share_one_belief():
     assert algorithm.replay.added == 3 * 16
 
 
+SCHEDULE = Schedule(trials=16, trials_per_iteration=32, batch=8, execute_after=16, explore_after=16)
+STOPPED = {"epsilon": 0.05, "collect/exploration_steps": 1.0, "collect/bonus": -0.02, "execute/code_nats": 0.01}
+
+
+def looked(algorithm, **means) -> None:
+    for _ in range(3):
+        algorithm._look_for_collapse({**STOPPED, **means})
+
+
 def test_an_exploration_that_gives_up_is_reported_once_with_what_to_change():
-    algorithm = agent(
-        schedule=Schedule(trials=16, trials_per_iteration=32, batch=8, execute_after=16, explore_after=16)
-    )
-    stopped = {"epsilon": 0.05, "collect/exploration_steps": 1.0, "collect/bonus": -0.02, "execute/code_nats": 0.01}
+    algorithm = agent(schedule=SCHEDULE)
     algorithm.replay.added = 10**4
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        algorithm._look_for_collapse({**stopped, "epsilon": 0.5})  # still random
-        algorithm._look_for_collapse({**stopped, "collect/bonus": 3.0})  # one step tells all
-        algorithm._look_for_collapse({**stopped, "collect/exploration_steps": 3.0})
-    with pytest.warns(UserWarning, match=r"exploration ends after 1\.0 steps and tells 0 of .* lower kl_weight"):
-        algorithm._look_for_collapse(stopped)
+        looked(algorithm, epsilon=1.0)  # at random
+        looked(algorithm, **{"collect/bonus": 3.0})  # one step tells all
+        looked(algorithm, **{"collect/exploration_steps": 3.0})
+        algorithm._look_for_collapse(STOPPED)  # for an iteration or two
+        algorithm._look_for_collapse(STOPPED)
+    with pytest.warns(UserWarning, match=r"exploration ends after 1\.0 steps, as .* tells 0 of .* lower kl_weight"):
+        algorithm._look_for_collapse(STOPPED)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        algorithm._look_for_collapse(stopped)
+        looked(algorithm)
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 0.8])
+def test_an_exploration_that_gives_up_is_told_from_one_that_acts_at_random(epsilon):
+    """However high the rate of random actions still is, of which few end an episode."""
+    algorithm = agent(schedule=replace(SCHEDULE, trials=512, trials_per_iteration=512))
+    algorithm.setup(FAMILY, 0)
+    algorithm.explore.begun_at = -round((1.0 - epsilon) / 0.99 * algorithm.schedule.epsilon_steps)
+    best = torch.full((1 + FAMILY.spec.actions,), -1.0)
+    for action, ends in (("end", True), ("stay", False)):
+        with torch.no_grad():
+            algorithm.explore.q.values.weight.zero_()
+            algorithm.explore.q.values.bias.copy_(best).select(0, 1 + FAMILY.action_names.index(action)).fill_(1.0)
+        algorithm.explore.steps = 0
+        with torch_seeded(0):
+            found = algorithm._collect()
+        assert found["epsilon"] == pytest.approx(epsilon, abs=1e-4)
+        algorithm._warned, algorithm._given_up = False, 0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            looked(algorithm, **{**found, "collect/bonus": -algorithm.cost * found["collect/exploration_steps"]})
+        assert bool(caught) == ends
 
 
 def test_checkpoints_of_the_explorer_hold_nothing_of_code_and_belief(trained):
