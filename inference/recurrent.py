@@ -50,7 +50,7 @@ class RecurrentGaussian(nn.Module):
             raise ValueError(f"RecurrentGaussian: expected 0 < least <= most, got {least} and {most}")
         self.least, self.most = least, most
         self.memory = TransitionMemory(spec, memory, reward=reward)
-        self.read = nn.Sequential(nn.Linear(memory, memory), nn.ReLU(), nn.Linear(memory, 2 * latent_dim))
+        self.read = nn.Sequential(nn.Linear(memory, memory), nn.SiLU(), nn.Linear(memory, 2 * latent_dim))
 
     def init(self, batch: int) -> Remembered:
         return self._belief(self.memory.empty(batch))

@@ -117,3 +117,13 @@ def test_parts_of_a_trial_may_be_joined():
     both = concat([data(MASK), data()])
     parts = inference.update(inference.update(inference.init(4), data(MASK)), data())
     torch.testing.assert_close(inference.update(inference.init(4), both).mean, parts.mean, rtol=1e-12, atol=1e-12)
+
+
+def test_an_embedding_that_has_grown_does_not_saturate_the_recurrence():
+    inference = belief()
+    linear = [layer for layer in inference.memory.embedding.layers if isinstance(layer, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        linear.weight.mul_(1e4)
+        linear.bias.mul_(1e4)
+    remembered = inference.update(inference.init(4), data().rows(0, 1)).memory
+    assert remembered.abs().max() < 0.9 and remembered.std(0).mean() > 0.02
