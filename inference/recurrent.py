@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -61,14 +61,20 @@ class RecurrentGaussian(nn.Module):
 
     def scan(self, belief: Remembered, data: Context) -> Remembered:
         """The beliefs at every prefix, batch ``(N + 1) B``: row ``n B + b`` is task ``b`` after ``n`` rows."""
-        states, count = self.memory.states(belief.memory, data)
-        task, number = _reached(states, count).nonzero().T
-        read = self.read(states[task, number])
-        table = read.new_zeros(*states.shape[:2], read.shape[-1]).index_put((task, number), read)
-        return self._belief(prefixes(states, count), prefixes(table, count))
+        return self._belief(_prefixes(*self.memory.states(belief.memory, data)))
 
-    def _belief(self, memory: Float[Tensor, "B H"], read: Float[Tensor, "B R"] | None = None) -> Remembered:
-        mean, raw = (self.read(memory) if read is None else read).chunk(2, -1)
+    def prefixes(self, belief: Remembered, data: Context) -> tuple[Distribution, Int[Tensor, "P"], Int[Tensor, "P"]]:
+        """The beliefs before any and after each real row, task by task; of which task, and after how many real rows.
+
+        What :meth:`scan` says, once for every prefix that differs: nothing is computed for padding.
+        """
+        states, count = self.memory.states(belief.memory, data)
+        reached = torch.arange(states.shape[1], device=states.device) <= count[:, -1:]
+        task, number = reached.nonzero().T
+        return self._belief(states[task, number]).posterior, task, number
+
+    def _belief(self, memory: Float[Tensor, "B H"]) -> Remembered:
+        mean, raw = self.read(memory).chunk(2, -1)
         low, high = (torch.log(mean.new_tensor(bound)) for bound in (self.least, self.most))
         return Remembered(memory, mean, (low + (high - low) * torch.sigmoid(raw)).exp())
 
@@ -92,7 +98,7 @@ class RecurrentCode(nn.Module):
 
     def scan(self, belief: Point, data: Context) -> Point:
         """The beliefs at every prefix, batch ``(N + 1) B``: row ``n B + b`` is task ``b`` after ``n`` rows."""
-        return Point(prefixes(*self.memory.states(belief.z, data)))
+        return Point(_prefixes(*self.memory.states(belief.z, data)))
 
 
 class TransitionMemory(nn.Module):
@@ -135,11 +141,6 @@ class TransitionMemory(nn.Module):
         return torch.cat([memory.unsqueeze(1), states], 1), count
 
 
-def prefixes(states: Float[Tensor, "B L H"], count: Int[Tensor, "B N1"]) -> Float[Tensor, "P H"]:
+def _prefixes(states: Float[Tensor, "B L H"], count: Int[Tensor, "B N1"]) -> Float[Tensor, "P H"]:
     """The state at each prefix of the data, in the layout of an inference procedure's ``scan``."""
     return states.gather(1, count.unsqueeze(-1).expand(-1, -1, states.shape[-1])).transpose(0, 1).flatten(0, 1)
-
-
-def _reached(states: Float[Tensor, "B L H"], count: Int[Tensor, "B N1"]) -> Bool[Tensor, "B L"]:
-    """Which states a task has: before its first row, and after each."""
-    return torch.arange(states.shape[1], device=states.device) <= count[:, -1:]

@@ -45,7 +45,7 @@ from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
@@ -167,13 +167,9 @@ class DREAM:
         """``loss``: minus the ELBO of execution, plus ``-log q(z | tau)`` at every prefix, means over tasks."""
         tasks = len(batch.params)
         code = self.told(batch.params)
-        beliefs = self.inference.scan(self.inference.init(tasks), batch.explore.context(next_obs=True)).posterior
-        nats = self._cross_entropy(_constant(code), beliefs, tasks)
-        seen = _prefixes(batch.explore.mask)
-        decoder = (nats.masked_fill(~seen, 0.0).sum() / seen.sum()) * self.unit
-        rows = torch.arange(tasks, device=self.device)
-        inferred = beliefs.mean.unflatten(0, (-1, tasks))[batch.explore.mask.sum(1), rows]
-
+        beliefs, task, _ = self._beliefs(batch.explore)
+        decoder = _cross_entropy(_constant(code), beliefs, task).mean() * self.unit
+        inferred = beliefs.mean[(1 + batch.explore.mask.sum(1)).cumsum(0) - 1]  # after the whole exploration
         execution = self._bottlenecked(code, (batch.execute, inferred))
         nats = kl_divergence(code, self._prior(tasks)).mean()
         return {"loss": execution + decoder, "execution_loss": execution, "decoder_loss": decoder, "code_nats": nats}
@@ -189,11 +185,11 @@ class DREAM:
     @torch.no_grad()
     def bonus(self, batch: Trials) -> Float[Tensor, "B T"]:
         """``r_t``: what each step of exploration told of the code, less its cost; 0 where there was none."""
-        code = self.told(batch.params)
-        tasks = len(batch.params)
-        beliefs = self.inference.scan(self.inference.init(tasks), batch.explore.context(next_obs=True)).posterior
-        nats = self._cross_entropy(code, beliefs, tasks) * self.nat(code)
-        return (nats[:, :-1] - nats[:, 1:] - self._cost).masked_fill(~batch.explore.mask, 0.0)
+        code, mask = self.told(batch.params), batch.explore.mask
+        beliefs, task, number = self._beliefs(batch.explore)
+        nats = _cross_entropy(code, beliefs, task) * self.nat(code)
+        table = nats.new_zeros(len(mask), 1 + mask.shape[1]).index_put_((task, number), nats)
+        return (table[:, :-1] - table[:, 1:] - self._cost).masked_fill(~mask, 0.0)
 
     def nat(self, code: Distribution) -> Tensor | float:
         """What exploration is paid for a nat of these tasks' codes; for one of a code of less than a nat, 1."""
@@ -224,12 +220,9 @@ class DREAM:
 
         return elbo_loss(self._elbo, self._model, guide, tasks, data) / tasks
 
-    def _cross_entropy(self, code: Distribution, beliefs: Distribution, tasks: int) -> Float[Tensor, "B T1"]:
-        """``- E_q(z | mu) log q(z | tau_{:t})`` of every prefix, in nats."""
-        mean, variance = code.mean, code.variance
-        other, width = (v.unflatten(0, (-1, tasks)) for v in (beliefs.mean, beliefs.variance))
-        terms = ((mean - other).square() + variance) / width + width.log() + math.log(2 * math.pi)
-        return 0.5 * terms.sum(-1).T
+    def _beliefs(self, explore: Transitions) -> tuple[Distribution, Int[Tensor, "P"], Int[Tensor, "P"]]:
+        """The beliefs before exploration and after each of its steps, task by task: which task, after how many."""
+        return self.inference.prefixes(self.inference.init(len(explore.mask)), explore.context(next_obs=True))
 
     def _prior(self, batch: int) -> Distribution:
         zeros = torch.zeros(batch, self.latent_dim, device=self.device)
@@ -384,6 +377,13 @@ def _every_second(z: Float[Tensor, "B D"]) -> Bool[Tensor, "B 1"]:
 def _prefixes(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T1"]:
     """Which of the ``T + 1`` prefixes there are: the empty one, and one after each real step."""
     return torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
+
+
+def _cross_entropy(code: Distribution, beliefs: Distribution, task: Int[Tensor, "P"]) -> Float[Tensor, "P"]:
+    """``- E_q(z | mu) log q(z | tau_{:t})`` of beliefs about the tasks ``task``, in nats."""
+    mean, variance = code.mean[task], code.variance[task]
+    terms = ((mean - beliefs.mean).square() + variance) / beliefs.variance + beliefs.variance.log()
+    return 0.5 * (terms + math.log(2 * math.pi)).sum(-1)
 
 
 def _constant(law: Distribution) -> Distribution:

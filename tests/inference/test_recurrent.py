@@ -40,6 +40,20 @@ def test_the_beliefs_of_all_prefixes_are_those_of_updates(mask):
             torch.testing.assert_close(rows, getattr(updated, name), rtol=1e-12, atol=1e-12)
 
 
+def test_beliefs_of_distinct_prefixes_are_those_of_all_of_them():
+    inference, context = belief(), data(MASK)
+    posterior, task, number = inference.prefixes(inference.init(4), context)
+    assert task.tolist() == [0] * 7 + [1] + [2] * 4 + [3] * 3
+    assert number.tolist() == [*range(7), 0, *range(4), *range(3)]
+    scanned = inference.scan(inference.init(4), context).posterior
+    rows = [
+        next(n for n in range(7) if MASK[b, :n].sum() == k) * 4 + b
+        for b, k in zip(task.tolist(), number.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(posterior.mean, scanned.mean[rows], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(posterior.stddev, scanned.stddev[rows], rtol=1e-12, atol=1e-12)
+
+
 def test_updating_in_two_parts_is_updating_once_and_padding_is_never_read():
     inference, context = belief(), data(MASK)
     once = inference.update(inference.init(4), context)
