@@ -41,7 +41,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -60,7 +60,7 @@ from bayesmeta.models.task_model import FactorModel
 from bayesmeta.rl.dqn import double_q_target, previous_actions, td_error
 from bayesmeta.rl.q_learner import QLearner, Schedule
 from bayesmeta.trial_replay import TrialReplay, Trials
-from bayesmeta.types import ControlFamily, Explorer, RecurrentPolicy, Spec, Transitions
+from bayesmeta.types import Context, ControlFamily, Explorer, Inference, RecurrentPolicy, Spec, Transitions
 
 _FIXED = 0.1  # published standard deviation of code and belief
 _AT_ONCE = 8  # batches that are drawn and labelled together: no more fit a core's cache
@@ -167,7 +167,7 @@ class DREAM:
         """``loss``: minus the ELBO of execution, plus ``-log q(z | tau)`` at every prefix, means over tasks."""
         tasks = len(batch.params)
         code = self.told(batch.params)
-        beliefs, task, _ = self._beliefs(batch.explore)
+        beliefs, task, _ = _beliefs(self.inference, batch.explore)
         decoder = _cross_entropy(_constant(code), beliefs, task).mean() * self.unit
         inferred = beliefs.mean[(1 + batch.explore.mask.sum(1)).cumsum(0) - 1]  # after the whole exploration
         execution = self._bottlenecked(code, (batch.execute, inferred))
@@ -186,7 +186,7 @@ class DREAM:
     def bonus(self, batch: Trials) -> Float[Tensor, "B T"]:
         """``r_t``: what each step of exploration told of the code, less its cost; 0 where there was none."""
         code, mask = self.told(batch.params), batch.explore.mask
-        beliefs, task, number = self._beliefs(batch.explore)
+        beliefs, task, number = _beliefs(self.inference, batch.explore)
         nats = _cross_entropy(code, beliefs, task) * self.nat(code)
         table = nats.new_zeros(len(mask), 1 + mask.shape[1]).index_put_((task, number), nats)
         return (table[:, :-1] - table[:, 1:] - self._cost).masked_fill(~mask, 0.0)
@@ -219,10 +219,6 @@ class DREAM:
             return posterior_guide(code, self._model.kl_weight)
 
         return elbo_loss(self._elbo, self._model, guide, tasks, data) / tasks
-
-    def _beliefs(self, explore: Transitions) -> tuple[Distribution, Int[Tensor, "P"], Int[Tensor, "P"]]:
-        """The beliefs before exploration and after each of its steps, task by task: which task, after how many."""
-        return self.inference.prefixes(self.inference.init(len(explore.mask)), explore.context(next_obs=True))
 
     def _prior(self, batch: int) -> Distribution:
         zeros = torch.zeros(batch, self.latent_dim, device=self.device)
@@ -377,6 +373,24 @@ def _every_second(z: Float[Tensor, "B D"]) -> Bool[Tensor, "B 1"]:
 def _prefixes(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T1"]:
     """Which of the ``T + 1`` prefixes there are: the empty one, and one after each real step."""
     return torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
+
+
+@runtime_checkable
+class _Scans(Inference, Protocol):
+    """A procedure that gets the beliefs at all prefixes together."""
+
+    def scan(self, belief: Any, data: Context) -> Any: ...
+
+
+def _beliefs(inference: _Scans, explore: Transitions) -> tuple[Distribution, Int[Tensor, "P"], Int[Tensor, "P"]]:
+    """The beliefs before exploration and after each of its steps, task by task: which task, after how many."""
+    begun, data = inference.init(len(explore.mask)), explore.context(next_obs=True)
+    if isinstance(inference, RecurrentGaussian):
+        return inference.prefixes(begun, data)
+    posterior = inference.scan(begun, data).posterior  # another procedure, with the padding it repeats
+    task, number = _prefixes(explore.mask).nonzero().T
+    rows = number * len(explore.mask) + task
+    return dist.Normal(posterior.mean[rows], posterior.variance[rows].sqrt(), validate_args=False), task, number
 
 
 def _cross_entropy(code: Distribution, beliefs: Distribution, task: Int[Tensor, "P"]) -> Float[Tensor, "P"]:

@@ -19,8 +19,8 @@ class Schedule:
 
     ``trials`` run in lockstep, ``trials_per_iteration`` make an iteration. Each policy makes one gradient step per
     ``steps_per_update`` environment steps of its own, on ``batch`` trials, once ``execute_after`` or ``explore_after``
-    trials are there. Random actions fall from 1 to 0.01 over ``epsilon_steps`` of a policy's own steps from then on;
-    its target network is renewed every ``target_every``.
+    trials are there. Random actions fall from 1 to ``final_epsilon`` over ``epsilon_steps`` of a policy's own steps
+    from then on; its target network is renewed every ``target_every``.
     """
 
     trials: int = 32
@@ -31,6 +31,7 @@ class Schedule:
     explore_after: int = 2_000
     steps_per_update: int = 4
     epsilon_steps: int = 50_000
+    final_epsilon: float = 0.01
     target_every: int = 2_500
     lr: float = 1e-4
     clip: float = 10.0
@@ -42,10 +43,12 @@ class Schedule:
                 f"Schedule: expected 1 <= batch <= execute_after <= capacity and trials <= trials_per_iteration, got "
                 f"{self}"
             )
+        if not 0.0 <= self.final_epsilon <= 1.0:
+            raise ValueError(f"Schedule: expected a rate final_epsilon in [0, 1], got {self.final_epsilon}")
 
     def epsilon(self, steps: int) -> float:
         """The rate of random actions after so many steps of learning."""
-        return max(0.01, 1.0 - 0.99 * steps / self.epsilon_steps)
+        return max(self.final_epsilon, 1.0 - (1.0 - self.final_epsilon) * steps / self.epsilon_steps)
 
 
 class QLearner(Generic[Values]):

@@ -57,6 +57,11 @@ def test_random_actions_become_rarer_and_stay():
     assert schedule.epsilon(50) == pytest.approx(0.505)
     assert schedule.epsilon(100) == pytest.approx(0.01)
     assert schedule.epsilon(10**6) == 0.01
+    schedule = Schedule(epsilon_steps=100, final_epsilon=0.2)
+    assert schedule.epsilon(50) == pytest.approx(0.6)
+    assert schedule.epsilon(10**6) == 0.2
+    with pytest.raises(ValueError, match="final_epsilon"):
+        Schedule(final_epsilon=1.5)
 
 
 def test_actions_are_random_until_learning_begins():
