@@ -78,6 +78,8 @@ class DREAM:
     does not need, and a high price from the start removes the code before execution has learned what it needs; a high
     price of a step, before exploration tells anything, ends it at once; and what a low one decides is less than a high
     rate leaves to chance.
+    ``weight_decay`` of execution and belief, not of the codes, per unit of the rate of updates: networks that do not
+    learn the training tasks by heart infer and execute tasks that were not in training.
     ``execution_episodes`` follow each exploration, with one belief.
 
     Warns once if exploration ends as soon as its random actions let it, without having gained any information.
@@ -98,6 +100,7 @@ class DREAM:
         final_cost: float | None = None,
         final_lr: float | None = None,
         final_after: int = 0,
+        weight_decay: float = 0.0,
         execution_episodes: int = 1,
         schedule: Schedule | None = None,
     ) -> None:
@@ -112,7 +115,14 @@ class DREAM:
         self.unit = 2 * _FIXED**2 if bottleneck == "hinge" else 1.0  # what a nat counts in the belief's loss
         self.told = Told(spec, latent_dim, least=least, most=code).to(self.device)
         self.inference = RecurrentGaussian(spec, latent_dim, least=least, most=belief).to(self.device)
-        self.execute = QLearner(RecurrentQ(spec, latent_dim), self.schedule, self.device, (self.told, self.inference))
+        self.execute = QLearner(
+            RecurrentQ(spec, latent_dim),
+            self.schedule,
+            self.device,
+            (self.told, self.inference),
+            weight_decay=weight_decay,
+            decayed=(self.inference,),
+        )
         self.explore = QLearner(RecurrentQ(spec, previous=True), self.schedule, self.device)
         self.kl_weight, self.cost, self.warmup = kl_weight, cost, warmup
         self.final_kl_weight, self.final_cost, self.final_lr = final_kl_weight, final_cost, final_lr

@@ -52,14 +52,29 @@ class Schedule:
 
 
 class QLearner(Generic[Values]):
-    """Values, their target network and their optimiser, which also trains ``others``."""
+    """Values, their target network and their optimiser, which also trains ``others``.
 
-    def __init__(self, q: Values, schedule: Schedule, device: torch.device, others: tuple[nn.Module, ...] = ()) -> None:
+    ``weight_decay`` of the values and of the modules ``decayed``, decoupled from the gradient: the rate of updates
+    times it is the share of a weight that each update takes (Loshchilov and Hutter 2019).
+    """
+
+    def __init__(
+        self,
+        q: Values,
+        schedule: Schedule,
+        device: torch.device,
+        others: tuple[nn.Module, ...] = (),
+        *,
+        weight_decay: float = 0.0,
+        decayed: tuple[nn.Module, ...] = (),
+    ) -> None:
         self.q: Values = q.to(device)
         self.target: Values = deepcopy(self.q).requires_grad_(False)
         self.schedule = schedule
         modules: tuple[nn.Module, ...] = (self.q, *others)
         self.parameters = [p for module in modules for p in module.parameters()]
+        self.weight_decay = weight_decay
+        self.decayed = [p for module in (self.q, *decayed) for p in module.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=schedule.lr, fused=True)
         self.steps, self.begun_at, self.done, self.made, self.renewed = 0, 0, 0, 0, 0
 
@@ -87,6 +102,9 @@ class QLearner(Generic[Values]):
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
+        if self.weight_decay:
+            with torch.no_grad():
+                torch._foreach_mul_(self.decayed, 1.0 - self.optimizer.param_groups[0]["lr"] * self.weight_decay)
         self.optimizer.step()
         self.made += 1
         if self.steps // self.schedule.target_every > self.renewed:

@@ -90,6 +90,14 @@ def test_the_final_prices_and_rate_are_their_own():
             assert [group["lr"] for group in learner.optimizer.param_groups] == [lr]
 
 
+def test_execution_and_belief_decay_and_codes_and_exploration_do_not():
+    algorithm = agent(weight_decay=0.5)
+    decayed = {id(p) for p in algorithm.execute.decayed}
+    assert algorithm.execute.weight_decay == 0.5 and algorithm.explore.weight_decay == 0.0
+    for module, falls in ((algorithm.execute.q, True), (algorithm.inference, True), (algorithm.told, False)):
+        assert {id(p) in decayed for p in module.parameters()} == {falls}
+
+
 def test_bonuses_are_shares_of_what_the_codes_hold():
     algorithm = agent(cost=0.0)
     with torch_seeded(1):

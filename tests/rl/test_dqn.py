@@ -76,6 +76,16 @@ def test_actions_are_random_until_learning_begins():
     assert again.epsilon == learner.epsilon
 
 
+def test_weights_decay_apart_from_the_gradient_and_only_those_named():
+    q, kept, decayed = (torch.nn.Linear(2, 1) for _ in range(3))
+    learner = QLearner(q, Schedule(lr=0.02), torch.device("cpu"), (kept, decayed), weight_decay=5.0, decayed=(decayed,))
+    before = [module.weight.detach().clone() for module in (q, kept, decayed)]
+    learner.descend(sum((module.weight * torch.ones(1, 2)).sum() for module in (q, kept, decayed)))
+    for module, weight, share in zip((q, kept, decayed), before, (0.9, 1.0, 0.9), strict=True):
+        torch.testing.assert_close(module.weight, share * weight - 0.02, atol=1e-6, rtol=0)  # Adam's first step: lr
+    assert torch.equal(learner.target.weight, before[0])
+
+
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"execute_after": 31}, {"capacity": 499}, {"trials": 513}])
 def test_schedules_that_cannot_be_kept_are_refused(wrong):
     with pytest.raises(ValueError, match=r"Schedule: expected 1 <= batch <= execute_after <= capacity and trials"):
