@@ -74,7 +74,8 @@ class QLearner(Generic[Values]):
         modules: tuple[nn.Module, ...] = (self.q, *others)
         self.parameters = [p for module in modules for p in module.parameters()]
         self.weight_decay = weight_decay
-        self.decayed = [p for module in (self.q, *decayed) for p in module.parameters()]
+        shrunk: tuple[nn.Module, ...] = (self.q, *decayed)
+        self.decayed: list[Tensor] = [p for module in shrunk for p in module.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=schedule.lr, fused=True)
         self.steps, self.begun_at, self.done, self.made, self.renewed = 0, 0, 0, 0, 0
 
