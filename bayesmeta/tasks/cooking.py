@@ -18,13 +18,16 @@ EMPTY = INGREDIENTS  # what an empty hand and an empty place in the pot read
 _PLACES = 3  # in the pot
 _KITCHENS = INGREDIENTS ** len(DRAWERS)
 _PUBLISHED_TEST = 10
+_NAMES = ("lower", "middle", "upper")  # drawers
 
 
 class Cooking(World):
     """``cooking-v1``: which ingredient is in which drawer?
 
     3 x 3 cells, 20 steps; the agent starts at the pot. Each of three drawers holds one of 4 ingredients and never runs
-    out: 64 problems, whose digits to base 4, the least significant first, are the drawers' contents.
+    out: 64 problems. Their ``identifier`` is a number, as published, whose digits to base 4, the least significant
+    first, are the drawers' contents; or it is these ``contents``, three integers, so that kitchens have something in
+    common that those who are told it may use.
 
     State: position, hand, the pot's three places. Observation: ``(x, y, status, hand, pot, pot, pot, first, second)``,
     with 4 for an empty hand or place, ``status`` 2 at the pot and 3 at a drawer. Picking up takes a drawer's
@@ -43,14 +46,19 @@ class Cooking(World):
 
     Source: Liu, Raghunathan, Liang and Finn, "Decoupling exploration and exploitation for meta-reinforcement learning
     without sacrifices", 2021, and their public code, which this follows where its own description of ``status``
-    differs. What it differs in: see :class:`bayesmeta.tasks.bus.Bus`. Raises ValueError for a fold that there is not.
+    differs. What it differs in: see :class:`bayesmeta.tasks.bus.Bus`. Raises ValueError for a fold or an identifier
+    that there is not.
     """
 
     start = (*POT, *[EMPTY] * (1 + _PLACES))
     state_sizes = (SIZE, SIZE, *[INGREDIENTS + 1] * (1 + _PLACES))
     stages = 4
 
-    def __init__(self, *, fold: int | None = None, folds: int = 8, horizon: int = 20) -> None:
+    def __init__(
+        self, *, fold: int | None = None, folds: int = 8, identifier: str = "number", horizon: int = 20
+    ) -> None:
+        if identifier not in ("number", "contents"):
+            raise ValueError(f"Cooking: expected identifier = 'number' or 'contents', got {identifier!r}")
         if not 2 <= folds <= _KITCHENS or not (fold is None or 0 <= fold < folds):
             raise ValueError(
                 f"Cooking: expected 2 <= folds <= {_KITCHENS} and fold = 0, ..., folds - 1, or None for the published "
@@ -59,7 +67,10 @@ class Cooking(World):
         kitchens = torch.arange(_KITCHENS)
         shuffled = torch.randperm(_KITCHENS, generator=torch.Generator().manual_seed(0))
         chosen = kitchens == _PUBLISHED_TEST if fold is None else torch.isin(kitchens, shuffled[fold::folds])
-        self._contents = Table(torch.stack([kitchens // INGREDIENTS**i % INGREDIENTS for i in range(len(DRAWERS))], 1))
+        weights = INGREDIENTS ** torch.arange(len(DRAWERS))
+        contents = kitchens.unsqueeze(1) // weights % INGREDIENTS
+        told = {"number": kitchens.unsqueeze(1), "contents": contents}[identifier]
+        self._contents, self._weights = Table(contents), Table(weights[: told.shape[1]])
         status = torch.full((SIZE, SIZE), STATUS.nothing)
         status[POT] = STATUS.bowl
         status[tuple(zip(*DRAWERS, strict=True))] = STATUS.drawer
@@ -69,17 +80,21 @@ class Cooking(World):
             obs_sizes=(SIZE, SIZE, len(STATUS), *self.state_sizes[2:], *[1 + INGREDIENTS] * 2),
             actions=len(ACTIONS),
             horizon=horizon,
-            params={"problem": _KITCHENS},
+            params={"problem": _KITCHENS} if identifier == "number" else dict.fromkeys(_NAMES, INGREDIENTS),
         )
-        splits = {name: kitchens[rows].unsqueeze(1) for name, rows in (("train", ~chosen), ("test", chosen))}
+        splits = {name: told[rows] for name, rows in (("train", ~chosen), ("test", chosen))}
         super().__init__(spec, action_names=ACTIONS, splits=splits, instruction_dim=2, end=END, step_reward=-0.1)
 
+    def _number(self, params: Int[Tensor, "... M"]) -> Int[Tensor, "..."]:
+        """Of the kitchen, whatever its identifier."""
+        return (params * self._weights(params)).sum(-1)
+
     def advance(
-        self, state: Int[Tensor, "... 6"], action: Int[Tensor, "..."], params: Int[Tensor, "... 1"]
+        self, state: Int[Tensor, "... 6"], action: Int[Tensor, "..."], params: Int[Tensor, "... M"]
     ) -> Int[Tensor, "... 6"]:
         position, hand, pot = state[..., :2], state[..., 2], state[..., 3:]
         status = self._status(state)[position[..., 0], position[..., 1]]
-        drawer = self._contents(state)[params[..., 0], position[..., 1]]
+        drawer = self._contents(state)[self._number(params), position[..., 1]]
         found = torch.where(status == STATUS.drawer, drawer, torch.where(status == STATUS.bowl, EMPTY, hand))
         dropped = action == DROP
         held = torch.where(action == PICK_UP, found, torch.where(dropped, EMPTY, hand))
@@ -90,15 +105,15 @@ class Cooking(World):
         rows = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return torch.cat([part.expand(*rows, -1) for part in parts], -1)
 
-    def observe(self, state: Int[Tensor, "... 6"], params: Int[Tensor, "... 1"]) -> Int[Tensor, "... 7"]:
+    def observe(self, state: Int[Tensor, "... 6"], params: Int[Tensor, "... M"]) -> Int[Tensor, "... 7"]:
         status = self._status(state)[state[..., 0], state[..., 1]].unsqueeze(-1)
         return torch.cat([state[..., :2], status, state[..., 2:]], -1)
 
     def recover(self, seen: Int[Tensor, "... 7"]) -> Int[Tensor, "... 6"]:
         return torch.cat([seen[..., :2], seen[..., 3:]], -1)
 
-    def instructions(self, params: Int[Tensor, "B 1"]) -> Int[Tensor, "B 9 2"]:
-        asked = 1 + self._contents(params)[params[:, 0]]
+    def instructions(self, params: Int[Tensor, "B M"]) -> Int[Tensor, "B 9 2"]:
+        asked = 1 + self._contents(params)[self._number(params)]
         pairs = asked.unsqueeze(2).expand(-1, -1, len(DRAWERS)), asked.unsqueeze(1).expand(-1, len(DRAWERS), -1)
         return torch.stack(pairs, -1).flatten(1, 2)
 
@@ -108,7 +123,7 @@ class Cooking(World):
         action: Int[Tensor, "..."],
         after: Int[Tensor, "... 6"],
         instruction: Int[Tensor, "... 2"],
-        params: Int[Tensor, "... 1"],
+        params: Int[Tensor, "... M"],
     ) -> Payment:
         first, second = (instruction - 1).unbind(-1)
         hand, pot = after[..., 2], after[..., 3:]
@@ -132,7 +147,8 @@ class Cooking(World):
         """Drawers show what they hold, 1, ..., 4; ``o`` is the pot, ``@`` the agent."""
         cells = np.full((SIZE, SIZE), ".")
         cells[POT] = "o"
-        contents = self._contents(torch.zeros(()))[params[0]].tolist()
+        number = self._number(torch.tensor(params))
+        contents = self._contents(number)[number].tolist()
         for place, ingredient in zip(DRAWERS, contents, strict=True):
             cells[place] = str(1 + ingredient)
         cells[state[:2]] = "@"

@@ -177,3 +177,32 @@ def test_folds_are_a_partition_into_tests():
 def test_folds_that_there_are_not_are_refused(settings):
     with pytest.raises(ValueError, match="expected 2 <= folds <= 64 and fold = 0"):
         Cooking(**settings)
+
+
+def test_contents_as_identifiers_are_the_same_kitchens():
+    """What is seen, paid, asked for, drawn and inferred does not depend on how a kitchen is called."""
+    other = Cooking(fold=2, identifier="contents")
+    family = Cooking(fold=2)
+    for split in ("train", "test"):
+        numbers, contents = family.identifiers(split), other.identifiers(split)
+        assert torch.equal((contents * torch.tensor([1, 4, 16])).sum(1, keepdim=True), numbers)
+    params = contents[torch.arange(40) % 8]
+    same = (params * torch.tensor([1.0, 4.0, 16.0])).sum(1, keepdim=True)
+    often = torch.tensor([RIGHT, PICK_UP, LEFT, DROP] * 5).unsqueeze(1)
+    actions = torch.where(torch.rand(20, 40, generator=generator(2)) < 0.8, often, random_actions(family, 40, 1))
+    for explore in (False, True):
+        one, two = (episode(f.env(p), actions, seed=0, explore=explore) for f, p in ((family, same), (other, params)))
+        assert torch.equal(one.obs, two.obs) and torch.equal(one.reward, two.reward)
+        assert torch.equal(one.next_obs, two.next_obs) and torch.equal(one.terminated, two.terminated)
+    found = [f.exact.update(f.exact.init(40), x.context(next_obs=True)) for f, x in ((family, one), (other, two))]
+    assert torch.equal(found[0].log_weights, found[1].log_weights)
+    assert ((found[0].log_weights > -torch.inf).sum(1) < 56).any()  # a drawer was opened
+    assert torch.equal(family.reference_returns(same)["oracle"], other.reference_returns(params)["oracle"])
+    state, asked = (2, 1, 4, 4, 4, 4), (3, 1)
+    drawn = [f.picture(state, asked, tuple(p[0].long().tolist())) for f, p in ((family, same), (other, params))]
+    assert (drawn[0][0] == drawn[1][0]).all() and drawn[0][1] == drawn[1][1]
+
+
+def test_identifiers_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="'number' or 'contents', got 'name'"):
+        Cooking(identifier="name")
